@@ -1,0 +1,41 @@
+# Everything below keeps to the checkout: a virtual environment in .venv, results in demo/.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@echo "== Setting up $(VENV) (once; PyTorch is several GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; set PYTHON=python3.11, for example" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv failed: on Debian or Ubuntu, apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/tensorrt-rtx.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## From nothing to predictions on real mammograms, in a few minutes on 2 CPU cores
+	$(BIN)/python -m hybrid_export.demo --output demo
+
+test: $(STAMP)  ## Run the test suite (tests marked gpu skip themselves where there is no GPU)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy hybrid_rt export/hybrid_export train/hybrid_train
+
+format: $(STAMP)  ## Format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Compare with PyTorch, ONNX Runtime and OpenVINO on this machine
+	$(BIN)/python -m pytest benchmarks
+
+clean:  ## Remove the virtual environment and the demo's results
+	rm -rf $(VENV) demo

@@ -1,0 +1,1 @@
+"""Export hybrid classifiers to ONNX and TensorRT, with a certificate of parity."""

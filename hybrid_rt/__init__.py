@@ -1,0 +1,1 @@
+"""Run hybrid image classifiers without PyTorch."""

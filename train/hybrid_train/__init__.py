@@ -1,0 +1,1 @@
+"""Train ViT + CNN hybrid image classifiers with PyTorch."""
