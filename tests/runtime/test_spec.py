@@ -75,7 +75,7 @@ def test_unknown_field_is_named_with_the_known_ones(place):
 
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_other_schema_version_is_refused_with_advice(version):
-    with pytest.raises(SpecError, match="schema_version is .*export the model again"):
+    with pytest.raises(SpecError, match=r"schema_version is .*export the model again"):
         ModelSpec.from_dict({**make_spec().to_dict(), "schema_version": version})
 
 
