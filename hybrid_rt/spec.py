@@ -239,7 +239,7 @@ def _from_plain(cls: type[_T], data: Any, path: str) -> _T:
     missing = [name for name in names if name not in data]
     if missing:
         raise SpecError(f"{path}.{missing[0]} is missing")
-    hints = _field_types(cls)
+    hints = _field_types(typing.cast("Hashable", cls))
     return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names})
 
 
@@ -268,7 +268,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not math.isfinite(value):
             raise SpecError(f"{path} is {value}; expected a finite number")
         return float(value)
-    if isinstance(value, hint) and not isinstance(value, bool):
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise SpecError(f"{path} is {_kind(value)}; expected {hint.__name__}")
 

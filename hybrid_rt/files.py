@@ -1,0 +1,44 @@
+"""Files that are whole: digests to check them by, and writing that nobody sees half done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as hexadecimal text, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    block = memoryview(bytearray(1 << 20))
+    with Path(path).open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside ``path`` to write to; becomes ``path`` when the block ends without an error.
+
+    The file is flushed to disk before it is renamed, and removed when the block raises: whoever
+    reads ``path`` sees the old file or the whole new one. The suffix is kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
