@@ -1,0 +1,136 @@
+"""Rows timed in turn, A B A B, and what is made of the times: quantiles and ratios pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import EAGER, HINTED, PEERS, PLAIN, RUNTIME
+from benchmarks.worker import PeerError, Worker
+
+#: Largest logit difference a row may show on the benchmark's pictures, whose logits have unit
+#: spread; a row beyond it is reported as failed.
+LIMITS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1.5e-1, "int8": 5e-1}
+
+
+@dataclass
+class Result:
+    """One row of one table. Times are seconds for a whole call of ``images`` pictures."""
+
+    table: str
+    row: str
+    images: int
+    times: list[float] = field(default_factory=list)
+    #: Other row -> its times, each taken just before ours.
+    others: dict[str, list[float]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    first_s: float = 0.0
+    memory_bytes: int = 0
+    file_bytes: int = 0
+    error: str | None = None
+
+    def quantile(self, q: float) -> float:
+        return float(np.quantile(self.times, q))
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Other row -> how many times faster this row is: the median of the ratios of pairs."""
+        return {
+            other: float(np.median(np.asarray(times) / np.asarray(self.times)))
+            for other, times in self.others.items()
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        summary = {}
+        if self.times:
+            summary = {f"p{round(q * 100)}_ms": self.quantile(q) * 1e3 for q in (0.5, 0.9, 0.99)}
+            summary["images_per_s"] = self.images / self.quantile(0.5)
+        return {
+            "table": self.table,
+            "row": self.row,
+            "images": self.images,
+            "rounds": len(self.times),
+            **summary,
+            "faster_than": self.ratios,
+            "parity": self.parity,
+            "ran": self.facts,
+            "first_prediction_s": self.first_s,
+            "memory_bytes": self.memory_bytes,
+            "file_bytes": self.file_bytes,
+            "error": self.error,
+        }
+
+
+class Arena:
+    """Keeps the workers of the baselines, so that each is loaded once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reference = np.load(folder / "reference.npy")
+        self.results: list[Result] = []
+        self.extra: dict[str, Any] = {}
+        self._workers: dict[str, Worker] = {}
+        self._broken: dict[str, str] = {}
+
+    def worker(self, row: str) -> Worker:
+        """The row's process; raises PeerError if it cannot be loaded, each time it is asked."""
+        if row in self._broken:
+            raise PeerError(self._broken[row])
+        if row not in self._workers:
+            try:
+                self._workers[row] = Worker(row, self.folder)
+            except PeerError as err:
+                self._broken[row] = str(err)
+                raise
+        return self._workers[row]
+
+    def keep_only(self, rows: Iterable[str]) -> None:
+        """End the processes of all other rows, to free their memory."""
+        keep = set(rows)
+        for name in [n for n in self._workers if n not in keep]:
+            self._workers.pop(name).close()
+
+    def close(self) -> None:
+        self.keep_only(())
+
+    def parity(self, row: str, kind: str = "pixels") -> dict[str, Any]:
+        """The row's logits against PyTorch fp32's, alone and in a batch of four."""
+        worker = self.worker(row)
+        indices = list(range(4))
+        together = np.asarray(worker.ask("logits", kind, indices))
+        alone = np.concatenate([np.asarray(worker.ask("logits", kind, [i])) for i in indices])
+        reference = self.reference[indices]
+        gap = float(np.abs(together - reference).max())
+        invariance = float(np.abs(together - alone).max())
+        limit = LIMITS[PEERS[row].precision]
+        passed = bool(np.isfinite(together).all() and gap <= limit and invariance <= limit)
+        return {
+            "passed": passed,
+            "logits_max_abs": gap,
+            "batch_invariance_max_abs": invariance,
+            "limit": limit,
+            "top1_flips": int((together.argmax(1) != reference.argmax(1)).sum()),
+        }
+
+    def start(self, table: str, row: str, images: int, baselines: Sequence[str]) -> Result:
+        """Load the row and its baselines, and check parity; the times come after."""
+        self.keep_only({row, *baselines})
+        worker = self.worker(row)
+        result = Result(table, row, images, facts=worker.facts, first_s=worker.first_s)
+        result.parity = self.parity(row)
+        result.file_bytes = sum((self.folder / n).stat().st_size for n in PEERS[row].needs)
+        self.results.append(result)
+        return result
+
+
+def baselines_of(table: str, row: str) -> list[str]:
+    """The rows that a row of a table is timed against."""
+    others = [EAGER, HINTED] if table == "offline" else [EAGER, RUNTIME, PLAIN]
+    if table == "file to label":
+        others = [EAGER]
+    return [other for other in others if other != row]

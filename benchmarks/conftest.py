@@ -1,0 +1,90 @@
+"""`pytest benchmarks`: the options, the prepared model, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.arena import Arena
+from benchmarks.page import write_page
+from benchmarks.prepare import PRESETS, prepared
+from benchmarks.rows import cpu_facts
+from benchmarks.tables import format_tables
+
+ROUNDS = {"full": 20, "tiny": 10}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("hybrid-rt benchmarks")
+    group.addoption(
+        "--preset",
+        choices=PRESETS,
+        default="full",
+        help="full: ViT-B/16 + ResNet50 at 224 px (default); tiny: small backbones, quick",
+    )
+    group.addoption("--rounds", type=int, help="timed rounds a row (default: 20; tiny: 10)")
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path("benchmarks/results"),
+        help="folder for results.json and report.html (default: benchmarks/results)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-benchmark's own JSON is always kept, under .benchmarks.
+    if config.pluginmanager.hasplugin("benchmark"):
+        config.option.benchmark_autosave = True
+        config.option.benchmark_columns = ["median", "iqr", "rounds"]
+
+
+@pytest.fixture(scope="session")
+def preset(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--preset"))
+
+
+@pytest.fixture(scope="session")
+def rounds(pytestconfig: pytest.Config, preset: str) -> int:
+    return int(pytestconfig.getoption("--rounds") or ROUNDS[preset])
+
+
+@pytest.fixture(scope="session")
+def folder(preset: str) -> Path:
+    """The prepared model and pictures."""
+    return prepared(preset).resolve()
+
+
+@pytest.fixture(scope="session")
+def arena(folder: Path, pytestconfig: pytest.Config, preset: str):
+    arena = Arena(folder)
+    arena.extra = {
+        "preset": preset,
+        "machine": cpu_facts(),
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": os.getloadavg()[0],
+    }
+    pytestconfig.stash[KEY] = arena
+    yield arena
+    arena.close()
+
+
+KEY = pytest.StashKey[Arena]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config):
+    arena = config.stash.get(KEY, None)
+    if arena is None or not arena.results:
+        return
+    results = config.getoption("--results")
+    results.mkdir(parents=True, exist_ok=True)
+    data = {**arena.extra, "rows": [r.to_dict() for r in arena.results]}
+    (results / "results.json").write_text(json.dumps(data, indent=1) + "\n")
+    write_page(results / "report.html", data, {r.row: r.times for r in arena.results})
+    terminalreporter.section("hybrid-rt benchmarks")
+    terminalreporter.write_line(format_tables(data))
+    terminalreporter.write_line(f"written: {results / 'results.json'}, {results / 'report.html'}")

@@ -1,0 +1,147 @@
+"""MLPerf LoadGen against the runtime, one scenario a process.
+
+    python -m benchmarks.loadgen FOLDER ROW SCENARIO OUTPUT
+
+An exception inside a query would take the process down, and LoadGen writes its verdict to files:
+so it runs as a child, and the parent reads mlperf_log_summary.txt. Expectations are calibrated by
+a warm-up in the same process, without which LoadGen calls a run invalid.
+"""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
+SAMPLES = 32
+MIN_SECONDS = 4.0
+
+
+def run_child(folder: Path, row: str, scenario: str, output: Path) -> dict[str, str]:
+    """Run one scenario in a process of its own; the summary's fields by name.
+
+    Raises RuntimeError with the child's last words if it ends badly.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "benchmarks.loadgen", str(folder), row, scenario, str(output)]
+    top = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=top)
+    if done.returncode != 0:
+        raise RuntimeError(f"LoadGen {scenario} ended with {done.returncode}: {done.stderr[-500:]}")
+    return read_summary(output / "mlperf_log_summary.txt")
+
+
+def read_summary(path: Path) -> dict[str, str]:
+    """``name : value`` lines of LoadGen's summary."""
+    fields = {}
+    for line in path.read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def headline(scenario: str, fields: dict[str, str]) -> str:
+    """The one number MLPerf reports for a scenario, and whether it is valid."""
+    for name, value in fields.items():
+        key = name.lower()
+        if scenario == "SingleStream" and key.startswith("90th percentile latency"):
+            return f"p90 {float(value) / 1e6:.1f} ms, {fields['Result is']}"
+        if scenario == "MultiStream" and key.startswith("99th percentile latency"):
+            return f"p99 {float(value) / 1e6:.1f} ms a query of 8, {fields['Result is']}"
+        if scenario in ("Server", "Offline") and "samples per second" in key:
+            return f"{float(value):.1f} pictures a second, {fields['Result is']}"
+    return f"{fields.get('Result is', 'no result')}"
+
+
+class SystemUnderTest:
+    """Answers LoadGen's queries with one row; batches what waits, up to eight."""
+
+    def __init__(self, loadgen: Any, run: Any, images: np.ndarray, batch: int) -> None:
+        self._loadgen, self._run, self._images, self._batch = loadgen, run, images, batch
+        self._waiting: queue.Queue[Any] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def issue(self, samples: Any) -> None:
+        for sample in samples:
+            self._waiting.put((sample.id, sample.index))
+
+    def flush(self) -> None:
+        """Nothing is held back, so there is nothing to flush."""
+
+    def _work(self) -> None:
+        while True:
+            taken = [self._waiting.get()]
+            while len(taken) < self._batch:
+                try:
+                    taken.append(self._waiting.get_nowait())
+                except queue.Empty:
+                    break
+            logits = self._run(self._images[[index for _, index in taken]])
+            answers = [
+                self._loadgen.QuerySampleResponse(identity, row.ctypes.data, row.nbytes)
+                for (identity, _), row in zip(taken, logits, strict=True)
+            ]
+            self._loadgen.QuerySamplesComplete(answers)
+
+
+def seconds_of(call: Any, repeats: int = 5) -> float:
+    call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def main(argv: list[str]) -> int:
+    folder, row, scenario, output = argv
+    import mlperf_loadgen as lg
+
+    from benchmarks.rows import PEERS
+
+    images = np.load(Path(folder) / "images.npy")[:SAMPLES]
+    run = PEERS[row].load(Path(folder)).pixels
+    batch = 1 if scenario == "SingleStream" else 8
+    one, eight = seconds_of(lambda: run(images[:1])), seconds_of(lambda: run(images[:8]))
+
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, scenario)
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(MIN_SECONDS * 1e3)
+    settings.min_query_count = 10
+    settings.single_stream_expected_latency_ns = int(one * 1e9)
+    settings.multi_stream_expected_latency_ns = int(eight * 1e9)
+    settings.multi_stream_samples_per_query = 8
+    settings.offline_expected_qps = 8 / eight
+    # Half of what batches of one can do, with a tail allowance of twenty pictures.
+    settings.server_target_qps = 0.5 / one
+    settings.server_target_latency_ns = int(20 * one * 1e9)
+    settings.server_target_latency_percentile = 0.99
+
+    logs = lg.LogSettings()
+    logs.log_output.outdir = output
+    logs.log_output.copy_summary_to_stdout = False
+    system = SystemUnderTest(lg, run, images, batch)
+    sut = lg.ConstructSUT(system.issue, system.flush)
+    qsl = lg.ConstructQSL(len(images), len(images), lambda _: None, lambda _: None)
+    lg.StartTestWithLogSettings(sut, qsl, settings, logs)
+    lg.DestroyQSL(qsl)
+    lg.DestroySUT(sut)
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

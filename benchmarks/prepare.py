@@ -1,0 +1,181 @@
+"""The model and the pictures that are measured, made once and kept under .cache/benchmarks.
+
+    python -m benchmarks.prepare --preset full
+
+The network has random weights: speed does not depend on them. Its classifier's last layer is
+then set so that the logits of phantoms spread as a trained network's do; with untouched random
+weights all pictures get nearly the same logits, and parity would be measured on rounding noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+PRESETS = {
+    "full": {"vit": "vit_base_patch16_224", "cnn": "resnet50", "size": 224, "picture": 1024},
+    "tiny": {"vit": "vit_tiny_patch16_224", "cnn": "resnet10t", "size": 64, "picture": 256},
+}
+CLASSES = ("0", "1", "2", "not assessed")
+IMAGES = 32
+
+
+def prepared(preset: str, root: Path = Path(".cache/benchmarks")) -> Path:
+    """The folder with the model of ``preset``, made now if it is not there or out of date."""
+    folder = root / f"{preset}-{fingerprint()}"
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        make(preset, folder)
+        (folder / "done").touch()
+    return folder
+
+
+def fingerprint() -> str:
+    """Changes with the sources that make the files, and with the libraries' versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    top = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    sources = ["export/hybrid_export", "train/hybrid_train/model.py", "benchmarks/prepare.py"]
+    for source in sources:
+        path = top / source
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    for library in ("torch", "timm", "onnx", "onnxruntime", "openvino", "tensorrt"):
+        try:
+            digest.update(version(library).encode())
+        except PackageNotFoundError:
+            digest.update(b"-")
+    return digest.hexdigest()[:12]
+
+
+def make(preset: str, folder: Path) -> None:
+    """Pictures, checkpoint, the plain export of the usual ways, and our bundle."""
+    import torch
+
+    from hybrid_export.cli import main as export
+    from hybrid_rt.images import load_batch
+    from hybrid_train.checkpoint import save_checkpoint
+
+    sizes = PRESETS[preset]
+    print(f"preparing the {preset} model under {folder}", file=sys.stderr, flush=True)
+    paths = write_pictures(folder / "files", IMAGES, sizes["picture"])
+    model, spec = make_model(sizes)
+    pixels = load_batch(paths, spec.preprocess)
+    np.save(folder / "images.npy", pixels)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255  # NHWC -> NCHW
+    spread_logits(model, images)
+    with torch.inference_mode():
+        np.save(folder / "reference.npy", model(images).numpy())
+    (folder / "checkpoint").mkdir()
+    save_checkpoint(folder / "checkpoint" / "best.safetensors", model, spec)
+    plain_export(model, images[:2], folder / "plain.onnx")
+    arguments = [str(folder / "checkpoint"), "--output", str(folder / "bundle")]
+    arguments += ["--bf16", "--int8", "--calibrate", str(folder / "files")]
+    arguments += ["--verify", str(folder / "files")]
+    if torch.cuda.is_available():
+        arguments += ["--fp16", "--tensorrt"]
+    else:
+        arguments += ["--no-tensorrt"]
+    if export(arguments) != 0:
+        raise SystemExit("the export failed; its message is above")
+    (folder / "model.json").write_text((folder / "bundle" / "model.json").read_text())
+
+
+def make_model(sizes: dict) -> tuple:
+    """The hybrid of a preset with random weights, and its spec."""
+    import torch
+
+    from hybrid_rt.spec import Head, ModelSpec, Preprocess
+    from hybrid_train.model import HybridClassifier, describe_branches
+
+    size = (sizes["size"], sizes["size"])
+    vit, cnn = describe_branches(sizes["vit"], sizes["cnn"], size)
+    spec = ModelSpec(
+        classes=CLASSES,
+        preprocess=Preprocess(height=size[0], width=size[1]),
+        vit=vit,
+        cnn=cnn,
+        head=Head(),
+        task="BIRADS",
+        provenance={"weights": "random, seed 0; for benchmarks"},
+    )
+    torch.manual_seed(0)
+    return HybridClassifier(spec).eval(), spec
+
+
+def spread_logits(model: object, images: object) -> None:
+    """Turn the last layer so that its logits over ``images`` are centred with unit spread."""
+    import torch
+
+    with torch.inference_mode():
+        hidden = model.head[:-1](model.forward_features(images))  # [n, hidden]
+    centred = hidden - hidden.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    classes = model.head[-1].out_features
+    weight = directions[:classes].clone()
+    scores = centred @ weight.T
+    weight /= scores.std(0, keepdim=True).T
+    with torch.no_grad():
+        model.head[-1].weight.copy_(weight)
+        model.head[-1].bias.copy_(-hidden.mean(0) @ weight.T)
+
+
+def plain_export(model: object, images: object, path: Path) -> None:
+    """What a user gets from torch.onnx.export on the bare network: float NCHW in, logits out."""
+    import copy
+
+    import torch
+
+    from benchmarks.peers import quiet
+
+    bare = copy.deepcopy(model)
+    bare.vit_norm = torch.nn.Identity()
+    bare.cnn_norm = torch.nn.Identity()
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        torch.onnx.export(
+            bare,
+            (images,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            external_data=False,
+        )
+
+
+def write_pictures(folder: Path, count: int, size: int) -> list[Path]:
+    """``count`` phantoms as square JPEG files."""
+    from PIL import Image
+
+    from hybrid_train.phantom import generate
+
+    folder.mkdir(parents=True)
+    paths = []
+    for index, row in zip(range(count), generate(count, seed=7, size=512), strict=False):
+        image = row["image"] if isinstance(row["image"], Image.Image) else open_png(row["image"])
+        path = folder / f"{index:03}.jpg"
+        image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC).save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def open_png(value: dict) -> object:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(value["bytes"]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Make the benchmarks' model and pictures.")
+    parser.add_argument("--preset", choices=PRESETS, default="full")
+    print(prepared(parser.parse_args().preset))

@@ -1,0 +1,142 @@
+"""The rows of the tables: the usual ways (peers.py) and ours, by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import Peer, Runner, openvino_runner, ort_runner, torch_runner
+
+
+def ours(folder: Path, file: str, **options: Any) -> Runner:
+    """This project's runtime on one file of the bundle, as the README calls it."""
+    from hybrid_rt import HybridEngine
+
+    engine = HybridEngine(folder / "bundle" / file, **options)
+
+    def logits(predictions: Any) -> np.ndarray:
+        return np.stack([p.logits for p in predictions])
+
+    def many(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+        lanes = getattr(engine.session, "parallel", 1)
+        with ThreadPoolExecutor(lanes) as pool:
+            return [out["logits"] for out in pool.map(engine.session.run, batches)]
+
+    return Runner(
+        pixels=lambda images: engine.session.run(images)["logits"],
+        files=lambda paths: logits(engine.predict(list(paths))),
+        many=many if options.get("mode") == "throughput" else None,
+        facts={key: engine.info[key] for key in ("backend", "device", "detail", "precision")},
+    )
+
+
+def _own(name: str, file: str, precision: str, *, gpu: bool = False, **options: Any) -> Peer:
+    load = partial(ours, file=file, **options)
+    needs = (f"bundle/{file}",)
+    return Peer(name, load, ours=True, gpu=gpu, needs=needs, precision=precision)
+
+
+def _openvino_modes(file: str, precision: str) -> list[Peer]:
+    return [
+        _own(f"hybrid-rt {precision}", file, precision, backend="openvino"),
+        _own(
+            f"hybrid-rt {precision}, throughput",
+            file,
+            precision,
+            backend="openvino",
+            mode="throughput",
+        ),
+    ]
+
+
+USUAL_CPU = [
+    Peer("PyTorch eager fp32", torch_runner),
+    Peer("PyTorch autocast bf16", partial(torch_runner, dtype="bfloat16"), precision="bf16"),
+    Peer(
+        "torch.compile bf16",
+        partial(torch_runner, dtype="bfloat16", compile_mode="default"),
+        precision="bf16",
+    ),
+    Peer("ONNX Runtime fp32", ort_runner, needs=("plain.onnx",)),
+    # OpenVINO takes bf16 by itself on processors that have it.
+    Peer("OpenVINO default", openvino_runner, needs=("plain.onnx",), precision="bf16"),
+    Peer(
+        "OpenVINO throughput hint",
+        partial(openvino_runner, hint="THROUGHPUT"),
+        needs=("plain.onnx",),
+        precision="bf16",
+    ),
+]
+
+USUAL_GPU = [
+    Peer(
+        "PyTorch fp16, CUDA",
+        partial(torch_runner, device="cuda", dtype="float16"),
+        gpu=True,
+        precision="fp16",
+    ),
+    Peer(
+        "torch.compile max-autotune fp16, CUDA",
+        partial(torch_runner, device="cuda", dtype="float16", compile_mode="max-autotune"),
+        gpu=True,
+        precision="fp16",
+    ),
+    Peer(
+        "ONNX Runtime CUDA",
+        partial(ort_runner, providers=("CUDAExecutionProvider", "CPUExecutionProvider")),
+        gpu=True,
+        needs=("plain.onnx",),
+    ),
+]
+
+OURS = [
+    _own("hybrid-rt fp32, ONNX Runtime", "model.onnx", "fp32", backend="onnxruntime"),
+    _own("hybrid-rt fp32", "model.onnx", "fp32", backend="openvino", precision="fp32"),
+    *_openvino_modes("model.bf16.onnx", "bf16"),
+    *_openvino_modes("model.int8.onnx", "int8"),
+    _own("hybrid-rt TensorRT fp16", "model.plan", "fp16", gpu=True, device="cuda:0"),
+]
+
+PEERS = {peer.name: peer for peer in (*USUAL_CPU, *USUAL_GPU, *OURS)}
+
+EAGER, RUNTIME, PLAIN = "PyTorch eager fp32", "ONNX Runtime fp32", "OpenVINO default"
+HINTED = "OpenVINO throughput hint"
+
+
+def why_not(peer: Peer, folder: Path) -> str | None:
+    """Why a row cannot run here, or None."""
+    if peer.gpu:
+        from hybrid_rt.devices import cuda_device_count
+
+        if cuda_device_count() == 0:
+            return "no NVIDIA GPU"
+    for name in peer.needs:
+        if not (folder / name).exists():
+            return f"{name} was not made on this machine"
+    return None
+
+
+def cpu_facts() -> dict[str, Any]:
+    """The processor and what of it this process may use."""
+    model, flags = "unknown", set()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "amx": "amx_bf16" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "avx512_vnni": "avx512_vnni" in flags,
+    }

@@ -1,0 +1,73 @@
+"""Results as text: one table a measure, a line a row, fastest first; failures are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHORT = {
+    "PyTorch eager fp32": "x eager",
+    "ONNX Runtime fp32": "x ORT",
+    "OpenVINO default": "x OpenVINO",
+    "OpenVINO throughput hint": "x OV hint",
+}
+
+
+def format_tables(data: dict[str, Any]) -> str:
+    """All tables of a results file, for a terminal of 120 columns."""
+    machine = data["machine"]
+    amx = "with AMX" if machine["amx"] else "without AMX"
+    lines = [f"{machine['cpu']}, {machine['cores']} cores, {amx}; preset {data['preset']}"]
+    for name, value in data.get("floor", {}).items():
+        lines.append(f"  {name}: {value:.3g}")
+    for table in dict.fromkeys(row["table"] for row in data["rows"]):
+        rows = [row for row in data["rows"] if row["table"] == table]
+        lines += ["", *format_table(table, rows, data)]
+    for name, scenario in data.get("loadgen", {}).items():
+        lines.append(f"MLPerf LoadGen {name}: {scenario}")
+    return "\n".join(lines)
+
+
+def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> list[str]:
+    others = [name for name in SHORT if any(name in row["faster_than"] for row in rows)]
+    head = f"{table:40} {'p50 ms':>8} {'p90':>8} {'p99':>8} {'img/s':>8}"
+    head += "".join(f" {SHORT[name]:>10}" for name in others)
+    head += f" {'floor':>6} {'gap':>8} {'first s':>8} {'MiB':>6}"
+    lines = [head, "-" * len(head)]
+    for row in sorted(rows, key=lambda r: r.get("p50_ms", float("inf"))):
+        if row["error"]:
+            gap = row["parity"].get("logits_max_abs")
+            lines.append(f"{row['row']:40} FAILED: {row['error']}, logits off by {gap}")
+            continue
+        if "p50_ms" not in row:
+            continue
+        line = f"{row['row']:40} {row['p50_ms']:8.1f} {row['p90_ms']:8.1f} {row['p99_ms']:8.1f}"
+        line += f" {row['images_per_s']:8.1f}"
+        for name in others:
+            ratio = row["faster_than"].get(name)
+            line += f" {'-':>10}" if ratio is None else f" {ratio:9.2f}x"
+        share = floor_share(row, data)
+        line += f" {'-':>6}" if share is None else f" {share:6.0%}"
+        line += f" {row['parity']['logits_max_abs']:8.1e} {row['first_prediction_s']:8.2f}"
+        line += f" {row['memory_bytes'] / 2**20:6.0f}"
+        lines.append(line)
+    return lines
+
+
+def floor_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
+    """Time of the model's operations at the machine's measured rate over the row's time."""
+    floor = data.get("floor")
+    if not floor or "p50_ms" not in row:
+        return None
+    rate = floor.get(f"{computed_in(row)}_operations_per_s")
+    if rate is None:
+        return None
+    return float(floor["operations"] * row["images"] / rate / (row["p50_ms"] / 1e3))
+
+
+def computed_in(row: dict[str, Any]) -> str:
+    """float32, bfloat16 or int8: what a row said it ran in."""
+    words = " ".join(str(v) for v in row["ran"].values()).lower() + " " + row["row"].lower()
+    for name, marks in (("int8", ("int8",)), ("bfloat16", ("bf16", "bfloat16"))):
+        if any(mark in words for mark in marks):
+            return name
+    return "float32"

@@ -1,0 +1,17 @@
+"""The machine's own rates and the model's work, measured in the same run as the rows."""
+
+from __future__ import annotations
+
+from benchmarks.floor import copy_bandwidth, count_operations, matmul_rate
+
+
+def test_floor(arena, folder, preset):
+    arena.keep_only(())
+    work = count_operations(folder / "plain.onnx")
+    floor = {f"{d}_operations_per_s": matmul_rate(d) for d in ("float32", "bfloat16", "int8")}
+    floor["bytes_per_s"] = copy_bandwidth()
+    floor |= work
+    arena.extra["floor"] = floor
+    assert all(value > 0 for value in floor.values()), floor
+    if preset == "full":  # ViT-B/16 is 35 GFLOP and ResNet50 8.2 at 224 px
+        assert 4.2e10 < work["operations"] < 4.5e10

@@ -1,0 +1,85 @@
+"""Latency, throughput and file-to-label times, each row against the usual ways, pair by pair."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.arena import Arena, baselines_of
+from benchmarks.rows import EAGER, HINTED, PEERS, why_not
+from benchmarks.worker import PeerError
+
+LATENCY = [name for name in PEERS if "throughput" not in name]
+OFFLINE = [EAGER, HINTED, *(n for n in PEERS if n.startswith("hybrid-rt") and "fp32" not in n)]
+FILES = [EAGER, *(n for n in LATENCY if n.startswith("hybrid-rt"))]
+BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
+
+
+@pytest.mark.parametrize("row", LATENCY)
+def test_batch_1(row, arena, rounds, benchmark):
+    """One picture, pixels to logits."""
+    measure("batch 1", row, "pixels", (1,), 1, arena, rounds, benchmark)
+
+
+@pytest.mark.parametrize("row", LATENCY)
+def test_batch_8(row, arena, rounds, benchmark):
+    """Eight pictures in one call, pixels to logits."""
+    measure("batch 8", row, "pixels", (8,), 8, arena, max(5, rounds // 3), benchmark)
+
+
+@pytest.mark.parametrize("row", OFFLINE)
+def test_offline(row, arena, rounds, benchmark):
+    """As many pictures as possible: four batches of eight, side by side where a row can."""
+    batch, count = BATCHES["offline"]
+    images = batch * count
+    measure(
+        "offline", row, "offline", (batch, count), images, arena, max(3, rounds // 6), benchmark
+    )
+
+
+@pytest.mark.parametrize("row", FILES)
+def test_file_to_label(row, arena, rounds, benchmark):
+    """Eight JPEG files, decoding included."""
+    measure("file to label", row, "files", (8,), 8, arena, max(5, rounds // 3), benchmark)
+
+
+def measure(
+    table: str,
+    row: str,
+    command: str,
+    arguments: tuple[int, ...],
+    images: int,
+    arena: Arena,
+    rounds: int,
+    benchmark,
+) -> None:
+    reason = why_not(PEERS[row], arena.folder)
+    if reason:
+        pytest.skip(reason)
+    baselines = [b for b in baselines_of(table, row) if why_not(PEERS[b], arena.folder) is None]
+    try:
+        result = arena.start(table, row, images, baselines)
+    except PeerError as err:
+        if PEERS[row].ours:
+            raise
+        pytest.skip(f"cannot run here: {err}")
+    if not result.parity["passed"]:
+        result.error = "parity failed"
+        if PEERS[row].ours:
+            pytest.fail(f"{row} does not give PyTorch's answers: {result.parity}")
+        pytest.skip(f"{row} does not give PyTorch's answers: {result.parity}")
+    worker = arena.worker(row)
+    others = {name: arena.worker(name) for name in baselines}
+    for one in (*others.values(), worker):
+        one.ask(command, *arguments)  # warm-up
+    result.others = {name: [] for name in others}
+
+    def before() -> None:
+        for name, other in others.items():
+            result.others[name].append(other.ask(command, *arguments))
+
+    def timed() -> None:
+        result.times.append(worker.ask(command, *arguments))
+
+    benchmark.pedantic(timed, setup=before, rounds=rounds, iterations=1)
+    result.memory_bytes = worker.ask("memory")
+    benchmark.extra_info.update(result.to_dict())

@@ -1,0 +1,146 @@
+"""One row in one process: loads a peer, then runs what the parent asks and says how long it took.
+
+Separate processes keep libraries, thread pools and memory apart, and make load time and peak
+memory those of the row alone. The parent asks one worker at a time, so that the others sleep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import resource
+import time
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class PeerError(RuntimeError):
+    """A row that could not be loaded or run; the message is the worker's."""
+
+
+def serve(connection: Connection, module: str, name: str, folder: str, started: float) -> None:
+    """The worker's loop: answers (command, arguments) until told to stop."""
+    import importlib
+
+    try:
+        images = np.load(Path(folder) / "images.npy")
+        files = sorted(str(p) for p in (Path(folder) / "files").iterdir())
+        peer = importlib.import_module(module).PEERS[name]
+        runner = peer.load(Path(folder))
+        logits = runner.pixels(images[:1])
+        first = time.time() - started
+        connection.send(
+            ("ready", {"first_s": first, "facts": runner.facts, "many": bool(runner.many)})
+        )
+        del logits
+        while True:
+            command, arguments = connection.recv()
+            if command == "stop":
+                break
+            connection.send(("done", run(runner, images, files, command, *arguments)))
+    except EOFError:
+        pass
+    except BaseException as err:
+        last = traceback.format_exception_only(err)[-1].strip()
+        connection.send(("failed", last))
+
+
+def run(runner: Any, images: np.ndarray, files: list[str], command: str, *arguments: Any) -> Any:
+    if command == "pixels":
+        (batch,) = arguments
+        return timed(lambda: runner.pixels(images[:batch]))
+    if command == "files":
+        (batch,) = arguments
+        return timed(lambda: runner.files(files[:batch]))
+    if command == "offline":
+        batch, count = arguments
+        batches = [images[:batch]] * count
+        if runner.many is not None:
+            return timed(lambda: runner.many(batches))
+        return timed(lambda: [runner.pixels(one) for one in batches])
+    if command == "logits":
+        kind, indices = arguments
+        if kind == "pixels":
+            return runner.pixels(images[list(indices)])
+        return runner.files([files[i] for i in indices])
+    if command == "memory":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    raise ValueError(f"unknown command {command!r}")
+
+
+def timed(call: Any) -> float:
+    """Seconds ``call`` took, with the garbage collector out of the way."""
+    gc.collect()
+    gc.disable()
+    try:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+    finally:
+        gc.enable()
+
+
+class Worker:
+    """The parent's end. ``first_s`` is from the start of the process to the first prediction."""
+
+    def __init__(
+        self, name: str, folder: Path, *, module: str = "benchmarks.rows", limit: float = 900
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.name, self.limit = name, limit
+        self._connection, child = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(child, module, name, str(folder), time.time()), daemon=True
+        )
+        self._process.start()
+        child.close()
+        try:
+            ready = self._receive()
+        except BaseException:
+            self.close()
+            raise
+        self.first_s: float = ready["first_s"]
+        self.facts: dict[str, Any] = ready["facts"]
+        self.has_many: bool = ready["many"]
+
+    def _receive(self) -> Any:
+        if not self._connection.poll(self.limit):
+            raise PeerError(f"{self.name}: no answer within {self.limit:.0f} s")
+        try:
+            kind, value = self._connection.recv()
+        except (EOFError, ConnectionError) as err:
+            self._process.join(5)
+            raise PeerError(f"{self.name}: process ended, code {self._process.exitcode}") from err
+        if kind == "failed":
+            raise PeerError(f"{self.name}: {value}")
+        return value
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        """Run one command in the worker and wait for its answer."""
+        try:
+            self._connection.send((command, arguments))
+        except OSError as err:
+            raise PeerError(f"{self.name}: process is gone") from err
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process. May be called twice."""
+        if self._process.is_alive():
+            with contextlib.suppress(OSError):
+                self._connection.send(("stop", ()))
+            self._process.join(10)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join(10)
+        self._connection.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
