@@ -1,0 +1,123 @@
+"""Receipt: what a file computes in, counted from the file itself and not from what was asked for.
+
+receipt = graph_receipt("model.fp16.onnx")
+receipt["weight_share"]  # {"float16": 0.998, "float32": 0.002}
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hybrid_rt.errors import ExportError, ModelFileError
+from hybrid_rt.plan_network import ITEM_BYTES, summarize_types
+
+#: The type that has to hold most of the weights in a file of each precision.
+WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+
+#: Share of weight bytes that has to be in the precision asked for. Normalization parameters and
+#: the operations kept in FP32 are about 0.1% of the hybrid's weights.
+SMALLEST_SHARE = 0.95
+
+_CONVOLUTIONS = {"Conv", "ConvTranspose"}
+_MATRIX_PRODUCTS = {"MatMul", "Gemm", "Attention"}
+
+#: Weights larger than this are not needed to infer types; smaller ones may be shapes.
+_LARGE_BYTES = 1024
+
+
+def graph_receipt(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Bytes of weights, and matrix and convolution layers, by type, of an ONNX graph.
+
+    ``{"measured_on": "onnx graph", "weight_bytes": {"float16": n, …}, "weight_share":
+    {"float16": 0.99, …}, "layers": {"convolution": {"float16": 53}, "matmul": {…}}}``. A layer
+    whose input comes from DequantizeLinear counts as "int8". External data is not read.
+    """
+    import onnx
+
+    path = Path(onnx_path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as err:  # protobuf's DecodeError has no public base class
+        raise ModelFileError(f"{path} is not an ONNX file that can be read: {err}") from err
+    weights: Counter[str] = Counter()
+    for tensor in _weight_tensors(model.graph):
+        dtype = _dtype_name(tensor.data_type)
+        if dtype.startswith(("float", "bfloat", "int8", "uint8")):
+            weights[dtype] += math.prod(tensor.dims) * ITEM_BYTES[dtype]
+    types = _value_types(model)
+    dequantized = {
+        name
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        for name in node.output
+    }
+    layers: dict[str, Counter[str]] = {"convolution": Counter(), "matmul": Counter()}
+    for node in model.graph.node:
+        if node.op_type not in _CONVOLUTIONS | _MATRIX_PRODUCTS:
+            continue
+        kind = "convolution" if node.op_type in _CONVOLUTIONS else "matmul"
+        name = node.input[0]
+        layers[kind]["int8" if name in dequantized else types.get(name, "unknown")] += 1
+    return {"measured_on": "onnx graph", **summarize_types(weights, layers)}
+
+
+def check_receipt(receipt: Mapping[str, Any], precision: str, *, name: str) -> None:
+    """ExportError where less than 95% of the weight bytes are in the precision asked for.
+
+    ``precision`` is "fp32", "fp16", "bf16" or "int8"; ``name`` is the file's name, for the message.
+    """
+    wanted = WEIGHT_TYPES[precision]
+    shares: Mapping[str, float] = receipt["weight_share"]
+    share = shares.get(wanted, 0.0) + (shares.get("uint8", 0.0) if precision == "int8" else 0.0)
+    if share < SMALLEST_SHARE:
+        found = ", ".join(f"{value:.1%} {dtype}" for dtype, value in shares.items()) or "none"
+        raise ExportError(
+            f"{name} was asked for in {precision} and holds {found} of its weight bytes; expected "
+            f"at least {SMALLEST_SHARE:.0%} {wanted}"
+        )
+
+
+def _weight_tensors(graph: Any) -> list[Any]:
+    constants = [
+        attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    return [*graph.initializer, *constants]
+
+
+def _value_types(model: Any) -> dict[str, str]:
+    """Type of every tensor in the graph, by ONNX's own inference."""
+    import onnx
+
+    graph = model.graph
+    types = {tensor.name: _dtype_name(tensor.data_type) for tensor in graph.initializer}
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        if len(tensor.raw_data) > _LARGE_BYTES:
+            # The type and shape are enough: keep the name and drop the numbers.
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    kept = [t for t in light.graph.initializer if len(t.raw_data) <= _LARGE_BYTES]
+    del light.graph.initializer[:]
+    light.graph.initializer.extend(kept)
+    inferred = onnx.shape_inference.infer_shapes(light).graph
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        types[value.name] = _dtype_name(value.type.tensor_type.elem_type)
+    return types
+
+
+def _dtype_name(data_type: int) -> str:
+    import onnx
+
+    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)

@@ -1,0 +1,319 @@
+"""Builds one TensorRT plan, in a process of its own; ``hybrid_rt.plan.build_plan`` starts it.
+
+TensorRT ends the process when it meets a fault of its own, keeps gigabytes until the process ends,
+and may be told to stop by Ctrl-C at any time: none of that should reach the caller. The request is
+JSON on standard input; JSON lines leave through the file descriptor given as the only argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybrid_rt.cuda_driver import cuda_device
+from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
+from hybrid_rt.plan_network import constrain_types, network_receipt
+from hybrid_rt.tensorrt_library import TensorRTLibrary, load_tensorrt
+
+Emit = Callable[[dict[str, Any]], None]
+
+#: Severities of TensorRT's log, by number; VERBOSE (4) is not kept.
+_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
+
+
+@dataclass(kw_only=True)
+class BuildRequest:
+    """What to build. ``compute_capabilities`` are such as "8.9"; empty means this machine's GPU."""
+
+    onnx_path: str
+    plan_path: str
+    library: str
+    compute_capabilities: list[str] = field(default_factory=list)
+    device: str = "cuda:0"
+    max_batch: int = 8
+    opt_batch: int = 8
+    workspace_bytes: int | None = None
+    timing_cache: str | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[str, Any]:
+    """Build the plan into ``request.plan_path``; returns ``{"built_for": …, "receipt": …}``.
+
+    ``emit`` gets ``{"log": [severity, text]}`` and ``{"progress": fraction, "phase": name}``.
+    """
+    capability = _target(request, library)
+    trt = library.module
+    log = _Log(emit)
+    logger = _make_logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(library.network_flags)
+    _parse(trt, network, logger, request.onnx_path, log)
+    config = builder.create_builder_config()
+    _configure(library, config, request)
+    max_batch = _add_profile(builder, network, config, request)
+    told = constrain_types(library, network, config)
+    if told:
+        log.add(3, f"{told} layers held to the types of the ONNX graph")
+    receipt = network_receipt(library, network)
+    cache = _load_timing_cache(library, config, request, log)
+    monitor = _make_monitor(library, emit)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    emit({"progress": 0.0, "phase": "building"})
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(f"{library.label} could not build {request.onnx_path}: {log.errors()}")
+    with Path(request.plan_path).open("wb") as file:
+        file.write(plan)
+    if cache is not None and request.timing_cache is not None:
+        _save_timing_cache(config, request.timing_cache)
+    emit({"progress": 1.0, "phase": "done"})
+    return {
+        "built_for": {
+            "library": library.name,
+            "version": library.version,
+            "compute_capability": capability,
+            "max_batch": max_batch,
+            "hardware_compatible": request.hardware_compatible,
+            "version_compatible": request.version_compatible,
+        },
+        "receipt": receipt,
+    }
+
+
+class _Log:
+    """Passes TensorRT's messages on and remembers the errors."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._errors: list[str] = []
+
+    def add(self, severity: int, text: str) -> None:
+        if severity < 2:
+            self._errors.append(text.strip())
+        if severity < len(_SEVERITIES):
+            self._emit({"log": [_SEVERITIES[severity], text]})
+
+    def errors(self) -> str:
+        """The last errors on one line; the first is often the cause, the last the place."""
+        kept = self._errors if len(self._errors) < 4 else [self._errors[0], *self._errors[-2:]]
+        return " | ".join(kept) or "no error was logged"
+
+
+def _make_logger(trt: Any, log: _Log) -> Any:
+    class PlanLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            log.add(int(severity), msg)
+
+    return PlanLogger()
+
+
+def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
+    """The compute capabilities the plan is for, such as "8.9" or "8.9,12.0"."""
+    if request.compute_capabilities:
+        return ",".join(request.compute_capabilities)
+    device = cuda_device(request.device)
+    known = _known_capabilities(library) if library.ahead_of_time else {}
+    if known and device.compute_capability not in known:
+        raise DeviceError(
+            f"{library.label} cannot build for {device}; it knows {', '.join(known)}: use TensorRT "
+            "(--tensorrt) on this GPU"
+        )
+    return device.compute_capability
+
+
+def _known_capabilities(library: TensorRTLibrary) -> dict[str, Any]:
+    members = library.module.ComputeCapability.__members__
+    return {
+        f"{int(name[2:-1])}.{name[-1]}": value
+        for name, value in members.items()
+        if name.startswith("SM")
+    }
+
+
+def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(onnx_path):
+        return
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        place = f"node {error.node()}"
+        if hasattr(error, "node_name"):  # TensorRT 10 and newer
+            place = f"node {error.node_name()!r} ({error.node_operator()})"
+        problems.append(f"{place}: {error.desc()}")
+    text = " | ".join(problems) or log.errors()
+    raise ModelFileError(f"TensorRT's ONNX parser refuses {onnx_path}: {text}")
+
+
+def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> None:
+    trt = library.module
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    # FP32 in the graph means FP32: TF32 keeps 10 bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # One more stream, so that the ViT and the CNN can run at the same time.
+    config.max_aux_streams = 1
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if request.compute_capabilities:
+        known = _known_capabilities(library)
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, capability in enumerate(request.compute_capabilities):
+            if capability not in known:
+                raise UsageError(
+                    f"{library.label} cannot build for compute capability {capability}; it knows "
+                    f"{', '.join(known)}"
+                )
+            if not config.set_compute_capability(known[capability], index):
+                raise BackendError(
+                    f"{library.label} refuses the compute capabilities "
+                    f"{', '.join(request.compute_capabilities)}; build one plan for each"
+                )
+
+
+def _add_profile(builder: Any, network: Any, config: Any, request: BuildRequest) -> int:
+    """One optimization profile, batch 1 to max; returns the largest batch."""
+    if network.num_inputs != 1:
+        raise ModelFileError(
+            f"{request.onnx_path} has {network.num_inputs} inputs; expected one, images"
+        )
+    images = network.get_input(0)
+    shape = tuple(int(size) for size in images.shape)
+    if shape[0] != -1:
+        return shape[0]  # the batch is fixed in the graph
+    if -1 in shape[1:]:
+        raise ModelFileError(
+            f"{request.onnx_path} has an input of shape {shape}; expected only the batch dynamic"
+        )
+    profile = builder.create_optimization_profile()
+    low, middle, high = ((size, *shape[1:]) for size in (1, request.opt_batch, request.max_batch))
+    profile.set_shape(images.name, low, middle, high)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"TensorRT refuses the batch sizes 1, {middle[0]} and {high[0]}")
+    return request.max_batch
+
+
+def _load_timing_cache(
+    library: TensorRTLibrary, config: Any, request: BuildRequest, log: _Log
+) -> Any:
+    """The cache, which has to live until the plan is built; None where it does nothing."""
+    if request.timing_cache is None or not library.has_timing_cache:
+        return None
+    path = Path(request.timing_cache)
+    data = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        log.add(2, f"{path} is a timing cache of another GPU or TensorRT; starting an empty one")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _save_timing_cache(config: Any, path: str) -> None:
+    from hybrid_rt.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def _make_monitor(library: TensorRTLibrary, emit: Emit) -> Any:
+    if not library.has_progress:
+        return None
+    trt = library.module
+    tracker = _ProgressTracker(emit)
+
+    class PlanMonitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            tracker.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            tracker.step(phase_name, step)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            tracker.finish(phase_name)
+
+    return PlanMonitor()
+
+
+class _ProgressTracker:
+    """One fraction out of TensorRT's nested phases; called from several of its threads."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, done
+        self._fraction = 0.0
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        with self._lock:
+            self._phases[phase] = (parent, max(int(steps), 1), 0)
+            self._report(phase)
+
+    def step(self, phase: str, step: int) -> None:
+        with self._lock:
+            if phase in self._phases:
+                parent, steps, _ = self._phases[phase]
+                self._phases[phase] = (parent, steps, min(int(step) + 1, steps))
+                self._report(phase)
+
+    def finish(self, phase: str) -> None:
+        with self._lock:
+            self._phases.pop(phase, None)
+
+    def _report(self, phase: str) -> None:
+        name: str | None = phase
+        fraction, seen = 0.0, set()
+        while name in self._phases and name not in seen:
+            seen.add(name)
+            name, steps, done = self._phases[name]
+            fraction = min((done + fraction) / steps, 1.0)
+        if fraction - self._fraction >= 0.002:
+            self._fraction = fraction
+            self._emit({"progress": round(fraction, 4), "phase": phase})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read a BuildRequest from standard input, build it, answer on the given descriptor."""
+    descriptor = int((sys.argv[1:] if argv is None else argv)[0])
+    lock = threading.Lock()
+    with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
+
+        def emit(event: dict[str, Any]) -> None:
+            with lock:
+                pipe.write(json.dumps(event) + "\n")
+                pipe.flush()
+
+        try:
+            request = BuildRequest(**json.loads(sys.stdin.read()))
+            library = load_tensorrt(request.library)  # type: ignore[arg-type]
+            emit({"result": build(request, library, emit)})
+        except HybridError as err:
+            emit({"error": str(err), "type": type(err).__name__})
+            return 1
+        except OSError as err:
+            emit({"error": f"cannot write the plan: {err}", "type": "BackendError"})
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""TensorRT and TensorRT for RTX behind one name: found, loaded, and asked what they can do.
+
+Four generations are in use: TensorRT 8.6 (JetPack 6.0), 10.x, 11.x and TensorRT for RTX 1.x. They
+share their classes. What differs is asked of the module, here and nowhere else::
+
+    library = load_tensorrt("auto")
+    library.name, library.version, library.strongly_typed
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hybrid_rt.errors import BackendMissingError, UsageError
+
+LibraryName = Literal["tensorrt", "tensorrt_rtx"]
+
+#: Modules that give each library's Python classes, in order of preference. NVIDIA's packages are
+#: called by the library; the wheels with bindings alone end in ``_bindings``.
+_MODULES: dict[LibraryName, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+
+#: A package that carries TensorRT-RTX's shared libraries and no Python API.
+_RTX_LIBRARY_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+
+_HOW_TO_GET: dict[LibraryName, str] = {
+    "tensorrt": (
+        "pip install 'tensorrt>=8.6,<12' (desktop; libraries come from NVIDIA's index), or use "
+        "JetPack's own python3-libnvinfer on a Jetson"
+    ),
+    "tensorrt_rtx": (
+        "pip install --no-deps tensorrt-rtx-cu13-bindings==1.7.1.116 "
+        "onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 (x86-64 Linux, Python 3.11 or newer), or "
+        "pip install tensorrt-rtx"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TensorRTLibrary:
+    """A loaded TensorRT: its module and what differs between the generations."""
+
+    name: LibraryName
+    module: Any
+
+    @property
+    def version(self) -> str:
+        """Such as "10.3.0"."""
+        return str(self.module.__version__)
+
+    @property
+    def label(self) -> str:
+        """For messages, such as "TensorRT 10.3.0"."""
+        return f"{title(self.name)} {self.version}"
+
+    @property
+    def network_flags(self) -> int:
+        """Flags for ``create_network``: strongly typed where that has to be asked for.
+
+        TensorRT 11 and TensorRT for RTX know no other networks; 10 has to be asked; 8.6 has none
+        and is asked for an explicit batch dimension instead.
+        """
+        flags = self.module.NetworkDefinitionCreationFlag
+        if not self._has_precision_flags:
+            return 0
+        wanted = "STRONGLY_TYPED" if hasattr(flags, "STRONGLY_TYPED") else "EXPLICIT_BATCH"
+        return 1 << int(getattr(flags, wanted))
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether the types in the ONNX graph are the engine's, without further constraints."""
+        return not self._has_precision_flags or hasattr(
+            self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"
+        )
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether a plan can be built for GPUs that are not in this machine."""
+        return hasattr(self.module, "ComputeCapability")
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether a timing cache does anything; TensorRT for RTX times nothing when it builds."""
+        return not self.ahead_of_time
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether a build reports its progress (TensorRT 10 and newer)."""
+        return hasattr(self.module, "IProgressMonitor")
+
+    @property
+    def _has_precision_flags(self) -> bool:
+        return hasattr(self.module.BuilderFlag, "FP16")
+
+
+def title(name: str) -> str:
+    """The library's name as people write it."""
+    return {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(name, name)
+
+
+def installed_libraries() -> tuple[LibraryName, ...]:
+    """Which libraries have their Python module here. Nothing is imported."""
+    return tuple(name for name in _MODULES if _find_module(name) is not None)
+
+
+def how_to_get(name: LibraryName) -> str:
+    """How to install that library, in a few words."""
+    return _HOW_TO_GET[name]
+
+
+def load_tensorrt(name: LibraryName | Literal["auto"] = "auto") -> TensorRTLibrary:
+    """Import TensorRT; "auto" prefers ``tensorrt`` over ``tensorrt_rtx``.
+
+    Raises BackendMissingError where it is not installed or its shared libraries do not load, and
+    UsageError for an unknown name. Touches no GPU.
+    """
+    if name == "auto":
+        found = installed_libraries()
+        if not found:
+            raise BackendMissingError(
+                "neither tensorrt nor tensorrt_rtx is installed; " + how_to_get("tensorrt")
+            )
+        name = found[0]
+    if name not in _MODULES:
+        raise UsageError(f"library is {name!r}; expected auto, {', '.join(_MODULES)}")
+    module_name = _find_module(name)
+    if module_name is None:
+        raise BackendMissingError(f"{title(name)} is not installed; {how_to_get(name)}")
+    if module_name == "tensorrt_rtx_bindings":
+        _preload_rtx()
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, OSError, RuntimeError) as err:
+        raise BackendMissingError(
+            f"the module {module_name} is installed but does not load: {err}; its shared "
+            f"libraries are missing or for another CUDA: {how_to_get(name)}"
+        ) from err
+    if not hasattr(module, "Builder") and not hasattr(module, "Runtime"):
+        raise BackendMissingError(
+            f"the module {module_name} at {getattr(module, '__file__', '?')} has neither Builder "
+            f"nor Runtime; it is not {title(name)}: {how_to_get(name)}"
+        )
+    return TensorRTLibrary(name, module)
+
+
+def compute_capability_text(value: str) -> str:
+    """ "8.9" from "8.9", "SM89", "sm_89" or "89". UsageError for anything else."""
+    text = value.strip().lower().removeprefix("sm").removeprefix("_")
+    match = re.fullmatch(r"(\d{1,2})\.(\d)|(\d{1,2})(\d)", text)
+    if match is None:
+        raise UsageError(f"compute capability {value!r}; expected a form such as SM89 or 8.9")
+    major, minor = (match[1], match[2]) if match[1] else (match[3], match[4])
+    return f"{int(major)}.{minor}"
+
+
+def _find_module(name: LibraryName) -> str | None:
+    for module in _MODULES[name]:
+        try:
+            if importlib.util.find_spec(module) is not None:
+                return module
+        except ValueError:  # a module in sys.modules without a spec is there all the same
+            return module
+    return None
+
+
+def _preload_rtx() -> None:
+    """Load TensorRT-RTX's shared libraries for the bindings, which only name them.
+
+    Where they are not in that package the dynamic loader's own search path decides.
+    """
+    found = importlib.util.find_spec(_RTX_LIBRARY_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        return
+    folder = Path(next(iter(found.submodule_search_locations)))
+    for stem in ("libcudart", "libtensorrt_rtx", "libtensorrt_onnxparser_rtx"):
+        files = sorted(
+            (f for f in folder.glob(f"{stem}.so.*") if not f.is_symlink()), key=_so_version
+        )
+        if not files or _is_loaded(_soname(files[-1])):
+            continue  # PyTorch may have brought its own libcudart of the same major version
+        try:
+            ctypes.CDLL(str(files[-1]), mode=ctypes.RTLD_GLOBAL)
+        except OSError as err:
+            raise BackendMissingError(
+                f"{files[-1]} does not load: {err}; {how_to_get('tensorrt_rtx')}"
+            ) from err
+
+
+def _so_version(path: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", path.name.partition(".so.")[2]))
+
+
+def _soname(path: Path) -> str:
+    stem, _, version = path.name.partition(".so.")
+    return f"{stem}.so.{version.split('.')[0]}"
+
+
+def _is_loaded(soname: str) -> bool:
+    """Whether this process has that library loaded already."""
+    try:
+        ctypes.CDLL(soname, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
