@@ -1,0 +1,151 @@
+"""The deployment graph: everything between a uint8 picture and an answer, as one torch module.
+
+    graph = DeploymentGraph(model, spec)
+    probabilities, logits, features = graph(images)  # uint8 [batch, height, width, 3]
+
+It is what is exported, so that a runtime has nothing left to get wrong: cast, layout, scaling,
+each branch's normalization, the backbones, the head, the fitted temperature.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hybrid_export.fold import fold_batch_norms
+from hybrid_export.vit import DeployedViT, is_standard
+from hybrid_rt.errors import ExportError
+from hybrid_rt.spec import Branch, ModelSpec, Output
+from hybrid_train.model import HybridClassifier
+
+INPUT_NAME = "images"
+OUTPUT_NAMES = ("probabilities", "logits", "features")
+
+#: Largest difference, in units of the output's own range, that folding may cause.
+_FOLD_TOLERANCE = 1e-4
+
+
+class DeploymentGraph(nn.Module):
+    """uint8 images ``[batch, height, width, 3]`` to probabilities, logits and features, float32.
+
+    The model is not changed. Raises ExportError where folding changes what a branch answers.
+    """
+
+    def __init__(self, model: HybridClassifier, spec: ModelSpec) -> None:
+        super().__init__()
+        model = copy.deepcopy(model).eval().float().cpu().requires_grad_(False)
+        self.temperature = spec.temperature
+        self.vit_norm = PixelNorm(spec.vit)
+        shared = (spec.vit.mean, spec.vit.std) == (spec.cnn.mean, spec.cnn.std)
+        self.cnn_norm = None if shared else PixelNorm(spec.cnn)
+        size = (spec.preprocess.height, spec.preprocess.width)
+        example = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+        self.vit = deployed_vit(model.vit, example)
+        self.cnn = DeployedCnn(model.cnn, example)
+        self.head = model.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Outputs in the order of OUTPUT_NAMES."""
+        pixels = images.to(torch.float32)  # cast first: TensorRT cannot transpose uint8
+        pixels = pixels.permute(0, 3, 1, 2)  # NHWC -> NCHW
+        vit_pixels = self.vit_norm(pixels)
+        cnn_pixels = vit_pixels if self.cnn_norm is None else self.cnn_norm(pixels)
+        features = torch.cat((self.vit(vit_pixels), self.cnn(cnn_pixels)), dim=1)
+        logits = self.head(features)
+        return (logits / self.temperature).softmax(-1), logits, features
+
+
+class PixelNorm(nn.Module):
+    """(pixel / 255 - mean) / std per channel, as one multiplication and one addition."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (branch.mean, branch.std))
+        self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels * self.scale + self.shift
+
+
+class DeployedCnn(nn.Module):
+    """A timm CNN with its batch normalizations folded, split at its last feature map."""
+
+    def __init__(self, cnn: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            before = cnn(example)
+            fold_batch_norms(cnn, example)
+            feature_map = cnn.forward_features(example)  # type: ignore[operator]
+            self.network = cnn
+            #: Whether the features are the plain mean of the map, so that Grad-CAM applies.
+            self.mean_pooled = _differs(feature_map.mean((2, 3)), before) <= _FOLD_TOLERANCE
+            _check_same("cnn", self.forward(example), before)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[batch, channels]``."""
+        return self.pool(self.feature_map(images))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """The last map, ``[batch, channels, height, width]``."""
+        return cast(Tensor, self.network.forward_features(images))  # type: ignore[operator]
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """Features ``[batch, channels]`` of that map."""
+        if self.mean_pooled:
+            return feature_map.mean((2, 3))
+        return cast(Tensor, self.network.forward_head(feature_map, pre_logits=True))  # type: ignore[operator]
+
+
+class PlainViT(nn.Module):
+    """Any other timm ViT, as it is."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.network = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.network.forward_features(images)  # type: ignore[operator]
+        return cast(Tensor, self.network.forward_head(tokens, pre_logits=True))  # type: ignore[operator]
+
+
+def deployed_vit(vit: nn.Module, example: Tensor) -> nn.Module:
+    """The ViT computing only what its class token needs, or as it is where that is unknown."""
+    plain = PlainViT(vit)
+    if not is_standard(vit):
+        return plain
+    deployed = DeployedViT(vit)  # type: ignore[arg-type]
+    with torch.no_grad():
+        _check_same("vit", deployed(example), plain(example))
+    return deployed
+
+
+def graph_outputs(spec: ModelSpec) -> tuple[Output, ...]:
+    """The outputs of the graph, for the spec."""
+    return (
+        Output(name="probabilities", shape=("batch", len(spec.classes))),
+        Output(name="logits", shape=("batch", len(spec.classes))),
+        Output(name="features", shape=("batch", spec.num_features)),
+    )
+
+
+def _differs(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value; infinite where the shapes differ."""
+    if got.shape != expected.shape:
+        return float("inf")
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+def _check_same(branch: str, got: Tensor, expected: Tensor) -> None:
+    gap = _differs(got, expected)
+    if not gap <= _FOLD_TOLERANCE:
+        raise ExportError(
+            f"folding changed the {branch} branch by {gap:.1e} of its range; expected at most "
+            f"{_FOLD_TOLERANCE:.0e}: check the weights for NaN or try another {branch}"
+        )

@@ -1,0 +1,269 @@
+"""The parity certificate: an exported file against PyTorch fp32, on images, in every batch.
+
+Accuracy alone is not enough. Exported transformers have been seen to be right for one image and
+wrong for the second row of a batch (NVIDIA/TensorRT issues 4853, 4796, 4813), so the same image
+is also run alone, in batches of several sizes, shuffled, and beside neighbours that it never had.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_export.limits import Limits
+from hybrid_export.runners import BATCH, Outputs, Runner
+from hybrid_export.verification import VerificationSet
+from hybrid_rt.spec import ModelSpec
+
+#: Images whose batch invariance is checked; each is run in six batches.
+_INVARIANCE_IMAGES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What PyTorch fp32 answers for the verification images."""
+
+    images: VerificationSet
+    outputs: Outputs
+    detail: str
+
+    @classmethod
+    def of(cls, runner: Runner, images: VerificationSet) -> Reference:
+        return cls(images=images, outputs=runner.all(images.pixels), detail=runner.detail)
+
+
+@dataclass(kw_only=True)
+class Certificate:
+    """What was measured and which limits it broke. ``failures`` is empty where it passed."""
+
+    reference: str
+    measured_with: str
+    images: int
+    origin: str
+    limits: dict[str, float]
+    logits_max_abs: float
+    logits_mean_abs: float
+    features_cosine_min: float
+    top1_flips: int
+    auroc_reference: float | None
+    auroc: float | None
+    decision_flips: int
+    batch_invariance_max_abs: float
+    batch_invariance_flips: int
+    kept_fp32: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    worst_images: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, for the bundle; a number that is not finite becomes null."""
+        data = {"passed": self.passed, **asdict(self)}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in data.items()}  # fmt: skip
+
+    def summary(self) -> str:
+        """One line for a person."""
+        auroc = ""
+        if self.auroc is not None and self.auroc_reference is not None:
+            auroc = f", AUROC {self.auroc_reference:.3f} -> {self.auroc:.3f}"
+        return (
+            f"logits max {self.logits_max_abs:.1e} mean {self.logits_mean_abs:.1e}, features "
+            f"cosine {self.features_cosine_min:.6f}, top-1 flips {self.top1_flips}/{self.images}"
+            f"{auroc}, batch invariance {self.batch_invariance_max_abs:.1e}"
+        )
+
+
+def certify(runner: Runner, reference: Reference, spec: ModelSpec, limits: Limits) -> Certificate:
+    """Measure a file's outputs against the reference and the limits of its precision."""
+    expected, images = reference.outputs, reference.images
+    got = runner.all(images.pixels, BATCH)
+    errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    flips = _flips(got["logits"], expected["logits"], limits.tie_margin)
+    changed = _changed_decisions(got, expected, spec, limits.tie_margin)
+    labels = np.array([-1 if label is None else label for label in images.labels])
+    moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got)
+    scale = logit_scale(expected["logits"])
+    certificate = Certificate(
+        reference=reference.detail,
+        measured_with=runner.detail,
+        images=len(images),
+        origin=images.origin,
+        limits=limits.to_dict(scale),
+        logits_max_abs=float(errors.max()),
+        logits_mean_abs=float(np.abs(got["logits"] - expected["logits"]).mean()),
+        features_cosine_min=_cosine_min(got["features"], expected["features"]),
+        top1_flips=int(flips.sum()),
+        auroc_reference=auroc(expected["probabilities"], labels, spec),
+        auroc=auroc(got["probabilities"], labels, spec),
+        decision_flips=int(changed.sum()),
+        batch_invariance_max_abs=moved,
+        batch_invariance_flips=moved_flips,
+    )
+    certificate.failures = _failures(certificate, limits, scale)
+    gap = _probability_gap(got, spec)
+    if not gap <= limits.probabilities_consistency:
+        certificate.failures.append(
+            f"probabilities differ from softmax(logits / {spec.temperature:g}) by {gap:.1e}"
+        )
+    if probabilities_wrong > limits.batch_invariance * scale:
+        certificate.failures.append(
+            f"features or probabilities depend on the batch by {probabilities_wrong:.1e}"
+        )
+    order = np.argsort(-errors)[:5]
+    certificate.worst_images = [f"{images.names[i]}: logits off by {errors[i]:.1e}" for i in order]
+    return certificate
+
+
+def logit_scale(logits: NDArray[np.float32]) -> float:
+    """How much wider than ten units the logits reach: rounding grows with them, so limits do."""
+    return max(1.0, float(np.abs(logits).max()) / 10)
+
+
+def auroc(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], spec: ModelSpec
+) -> float | None:
+    """Area under the ROC curve; macro average of one against the rest with three classes or more.
+
+    Labels of -1 are unknown. None where no class has both positives and negatives.
+    """
+    known = labels >= 0
+    if not np.isfinite(probabilities[known]).all():
+        return float("nan") if known.any() else None
+    classes = range(len(spec.classes))
+    if len(spec.classes) == 2:
+        point = spec.operating_point
+        classes = [spec.classes.index(point.positive) if point else 1]  # type: ignore[assignment]
+    areas = [_area(probabilities[known, c], labels[known] == c) for c in classes]
+    defined = [area for area in areas if area is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | None:
+    """Mann-Whitney: how often a positive scores above a negative, ties counting half."""
+    above, below = scores[positive], scores[~positive]
+    if len(above) == 0 or len(below) == 0:
+        return None
+    difference = above[:, None] - below[None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def _flips(
+    got: NDArray[np.float32], expected: NDArray[np.float32], tie: float
+) -> NDArray[np.bool_]:
+    """Images whose largest logit is another one, where PyTorch's own two are no tie."""
+    top = np.sort(expected, axis=1)
+    clear = top[:, -1] - top[:, -2] > tie
+    flipped = (got.argmax(1) != expected.argmax(1)) | ~np.isfinite(got).all(1)
+    return np.asarray(flipped & clear)
+
+
+def _changed_decisions(
+    got: Outputs, expected: Outputs, spec: ModelSpec, tie: float
+) -> NDArray[np.bool_]:
+    """Images on the other side of the operating point, where PyTorch's was clear."""
+    point = spec.operating_point
+    if point is None:
+        return _flips(got["logits"], expected["logits"], tie)
+    column = spec.classes.index(point.positive)
+    before, after = (o["probabilities"][:, column] for o in (expected, got))
+    clear = np.abs(before - point.threshold) > tie / 4  # the softmax's slope is at most 1/4
+    changed = (before >= point.threshold) != (after >= point.threshold)
+    return np.asarray((changed | ~np.isfinite(after)) & clear)
+
+
+def _cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = (a * b).sum(1) / np.maximum(norms, 1e-30)
+    return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
+
+
+def _probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
+    scaled = outputs["logits"].astype(np.float64) / spec.temperature
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    expected = scaled / scaled.sum(axis=1, keepdims=True)
+    return float(np.abs(outputs["probabilities"] - expected).max())
+
+
+def _invariance(
+    runner: Runner, pixels: NDArray[np.uint8], in_order: Outputs
+) -> tuple[float, int, float]:
+    """Largest change of a logit, flips, and largest change of another output, over placements."""
+    chosen = pixels[:_INVARIANCE_IMAGES]
+    n = len(chosen)
+    alone = runner.all(chosen, 1)
+    placements = [(np.arange(n), {k: v[:n] for k, v in in_order.items()})]
+    placements += [(rows, outputs) for rows, outputs in _placements(runner, chosen)]
+    logits, other, flips = 0.0, 0.0, 0
+    for rows, outputs in placements:
+        for name, values in outputs.items():
+            expected = alone[name][rows]
+            gap = np.abs(values - expected).max() if np.isfinite(values).all() else np.inf
+            if name == "logits":
+                logits = max(logits, float(gap))
+                flips += int(_flips(values, expected, 0.0).sum()) if gap > 0 else 0
+            elif name in ("probabilities", "features"):
+                reach = max(1.0, float(np.abs(expected).max()) / 10)
+                other = max(other, float(gap) / reach)
+    return logits, flips, other
+
+
+def _placements(
+    runner: Runner, images: NDArray[np.uint8]
+) -> list[tuple[NDArray[np.int64], Outputs]]:
+    """Rows of ``images`` and their outputs in batches of 2 and 3, shuffled, beside strangers."""
+    n = len(images)
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(n)
+    placements = [(shuffled, runner.all(images[shuffled], n))]
+    for size in (2, 3):
+        rows = np.arange(n)[::-1][: size * max(1, min(n // size, 2))]
+        placements.append((rows, runner.all(images[rows], size)))
+    noise = rng.integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
+    extremes = np.stack([np.zeros_like(images[0]), np.full_like(images[0], 255)])
+    rows = np.arange(min(2, n))
+    crowd = np.concatenate([noise[:1], images[:1], extremes, images[1:2], noise[1:]])
+    outputs = runner.run(crowd)
+    places = [1, 4][: len(rows)]
+    placements.append((rows, {name: values[places] for name, values in outputs.items()}))
+    return placements
+
+
+def _failures(c: Certificate, limits: Limits, scale: float) -> list[str]:
+    """One text for each limit that was broken."""
+    found = []
+
+    def check(broken: bool, text: str) -> None:
+        if broken:
+            found.append(text)
+
+    logits, batch = limits.logits_max_abs * scale, limits.batch_invariance * scale
+    check(
+        not c.logits_max_abs <= logits, f"logits differ by {c.logits_max_abs:.1e}, limit {logits:g}"
+    )
+    check(
+        not c.features_cosine_min >= limits.features_cosine_min,
+        f"features' cosine is {c.features_cosine_min:.6f}, limit {limits.features_cosine_min}",
+    )
+    allowed = limits.allowed_flips(c.images)
+    check(c.top1_flips > allowed, f"{c.top1_flips} top-1 flips, limit {allowed}")
+    check(c.decision_flips > allowed, f"{c.decision_flips} decisions changed, limit {allowed}")
+    if c.auroc is not None and c.auroc_reference is not None:
+        shift = abs(c.auroc - c.auroc_reference)
+        check(
+            not shift <= limits.auroc_shift, f"AUROC moved {shift:.4f}, limit {limits.auroc_shift}"
+        )
+    check(
+        not c.batch_invariance_max_abs <= batch,
+        f"a row depends on its batch by {c.batch_invariance_max_abs:.1e}, limit {batch:g}",
+    )
+    check(c.batch_invariance_flips > 0, f"{c.batch_invariance_flips} flips between batches")
+    return found

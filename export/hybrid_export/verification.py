@@ -1,0 +1,230 @@
+"""The real images that exported files are judged on, or that INT8 is calibrated on.
+
+DATA is a folder of images, a folder of class folders, or a parquet file (or a folder of them).
+By default the run's own ``validation/`` folder, else built-in synthetic mammograms.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hybrid_rt.bundle import GoldenImages, pixels_digest
+from hybrid_rt.errors import DataError, HybridError
+from hybrid_rt.images import load_pixels
+from hybrid_rt.spec import ModelSpec
+
+#: Enough to see a wrong graph; each costs half a second a file on two CPU cores at full size.
+DEFAULT_LIMIT = 32
+
+_GOLDEN_COUNT = 8
+_GOLDEN_BYTES = 1 << 20  # larger originals are stored as PNG of the model's own input
+_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm", ".dicom"}
+)
+_BUILTIN_SEED = 20240731
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationSet:
+    """Images ready for the network, and their labels where they are known.
+
+    ``pixels`` is uint8 ``[n, height, width, 3]``; ``labels[i]`` is an index into the spec's
+    classes or None.
+    """
+
+    origin: str
+    names: tuple[str, ...]
+    encoded: tuple[bytes, ...]
+    labels: tuple[int | None, ...]
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class _Item:
+    name: str
+    data: Path | bytes
+    label: str | None = None
+
+
+def load_verification(
+    data: str | Path, spec: ModelSpec, *, limit: int = DEFAULT_LIMIT
+) -> VerificationSet:
+    """Up to ``limit`` images of DATA, spread evenly over it and over its classes.
+
+    Raises DataError where there is no image; an unreadable image is an ImageError that names it.
+    """
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; expected a folder of images or a parquet file")
+    items = _items(path, spec)
+    if not items:
+        raise DataError(
+            f"{path} has no images; expected a folder of images, a folder of class folders or "
+            f"parquet files with an image column"
+        )
+    return _read(str(path), _spread(items, limit), spec)
+
+
+def run_validation(run: Path | None, spec: ModelSpec, *, limit: int) -> VerificationSet | None:
+    """The validation images that the trainer put aside, or None where there are none."""
+    if run is None or not (run / "validation" / "labels.json").is_file():
+        return None
+    return load_verification(run / "validation", spec, limit=limit)
+
+
+def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
+    """Synthetic mammograms made on the spot, for a checkpoint that came without images."""
+    items = []
+    for row in _phantom_rows(count):
+        buffer = io.BytesIO()
+        row.save(buffer, format="PNG")
+        items.append(_Item(f"phantom-{len(items)}.png", buffer.getvalue()))
+    return _read("built-in phantoms", items, spec)
+
+
+def golden_images(images: VerificationSet, outputs: dict[str, NDArray[np.float32]]) -> GoldenImages:
+    """A few of the images with PyTorch's answers, for the bundle."""
+    chosen = _even(range(len(images)), _GOLDEN_COUNT)
+    encoded = []
+    for i in chosen:
+        data = images.encoded[i]
+        encoded.append(data if len(data) <= _GOLDEN_BYTES else _png(images.pixels[i]))
+    rows = np.array(chosen)
+    return GoldenImages(
+        names=tuple(images.names[i] for i in chosen),
+        encoded=tuple(encoded),
+        pixels_sha256=tuple(pixels_digest(images.pixels[i]) for i in chosen),
+        logits=outputs["logits"][rows],
+        probabilities=outputs["probabilities"][rows],
+        features=outputs["features"][rows],
+    )
+
+
+def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationSet:
+    encoded, pixels = [], []
+    for item in items:
+        encoded.append(item.data if isinstance(item.data, bytes) else item.data.read_bytes())
+        try:
+            source = encoded[-1] if isinstance(item.data, bytes) else item.data
+            pixels.append(load_pixels(source, spec.preprocess))
+        except HybridError as err:
+            raise type(err)(f"{origin}: {item.name}: {err}") from err
+    classes = {name: i for i, name in enumerate(spec.classes)}
+    return VerificationSet(
+        origin=origin,
+        names=tuple(item.name for item in items),
+        encoded=tuple(encoded),
+        labels=tuple(None if i.label is None else classes.get(i.label) for i in items),
+        pixels=np.stack(pixels),
+    )
+
+
+def _items(path: Path, spec: ModelSpec) -> list[_Item]:
+    if path.is_file():
+        return list(_parquet_items([path], spec)) if _is_parquet(path) else [_Item(path.name, path)]
+    listed = path / "labels.json"
+    if listed.is_file():
+        return _listed_items(listed)
+    tables = sorted(p for p in path.rglob("*.parquet") if p.is_file())
+    if tables:
+        return list(_parquet_items(tables, spec))
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _SUFFIXES)
+    return [
+        _Item(str(p.relative_to(path)), p, p.parent.name if p.parent != path else None)
+        for p in files
+    ]
+
+
+def _listed_items(listed: Path) -> list[_Item]:
+    """The trainer's validation folder: labels.json names each file's class."""
+    try:
+        rows = json.loads(listed.read_text(encoding="utf-8"))
+        return [
+            _Item(row["file"], listed.parent / Path(row["file"]).name, row.get("label"))
+            for row in rows
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise DataError(
+            f"{listed} is not a list of file and label ({err!r}); train again or use --verify DATA"
+        ) from err
+
+
+def _parquet_items(tables: Iterable[Path], spec: ModelSpec) -> Iterator[_Item]:
+    """Rows with an ``image`` column; the label is the column that the spec's task names."""
+    import pyarrow.parquet as pq
+
+    for table in tables:
+        try:
+            file = pq.ParquetFile(table)
+            names = file.schema_arrow.names
+            if "image" not in names:
+                raise DataError(f"{table} has no image column; it has {', '.join(names)}")
+            columns = ["image", *([spec.task] if spec.task in names else [])]
+            row = 0
+            for batch in file.iter_batches(batch_size=64, columns=columns):
+                for record in batch.to_pylist():
+                    image, label = record["image"], record.get(spec.task)
+                    data = image.get("bytes") if isinstance(image, dict) else image
+                    if data:
+                        yield _Item(f"{table.name}[{row}]", data, _class_name(label))
+                    row += 1
+        except (OSError, ValueError) as err:
+            if isinstance(err, HybridError):
+                raise
+            raise DataError(f"{table} cannot be read as parquet: {err}") from err
+
+
+def _class_name(label: object) -> str | None:
+    if label is None or label != label:
+        return None
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    return str(label)
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _spread(items: Sequence[_Item], limit: int) -> list[_Item]:
+    """``limit`` of the items: as even over the labels as they allow, then over their order."""
+    groups: dict[str | None, list[_Item]] = {}
+    for item in items:
+        groups.setdefault(item.label, []).append(item)
+    sizes = dict.fromkeys(groups, 0)
+    for _ in range(min(limit, len(items))):
+        open_groups = [g for g in groups if sizes[g] < len(groups[g])]
+        sizes[min(open_groups, key=lambda g: sizes[g])] += 1
+    return [item for g, members in groups.items() for item in _even(members, sizes[g])]
+
+
+def _even(items: Sequence, count: int) -> list:
+    if len(items) <= count:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _phantom_rows(count: int) -> Iterator[Image.Image]:
+    from hybrid_train.phantom import generate
+
+    for made, row in enumerate(generate(-(-count // 2), seed=_BUILTIN_SEED)):
+        if made == count:
+            return
+        yield row["image"]
