@@ -1,0 +1,147 @@
+"""Judge this machine by the bundle's golden images: are the pixels right, are the answers right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.bundle import BundleFile
+from hybrid_rt.errors import HybridError
+from hybrid_rt.golden import GoldenImages, pixels_digest
+from hybrid_rt.pipeline import Outputs, Pixels
+from hybrid_rt.spec import ModelSpec
+
+#: Largest difference of a logit from PyTorch fp32 that is taken for rounding, as a share of the
+#: largest logit, where the file's certificate states no limit.
+_DEFAULT_SHARE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2e-1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What the golden images showed; ``text`` says it in a few lines for people.
+
+    ``preprocessing_faults`` maps a picture's name to what differs in its pixels,
+    ``engine_faults`` to what differs in its outputs. ``logits_max_abs`` is the largest difference
+    from PyTorch among the pictures whose pixels are right, NaN where there is none.
+    """
+
+    images: int
+    preprocessing_faults: dict[str, str]
+    engine_faults: dict[str, str]
+    logits_max_abs: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every picture gave the right pixels and answers within the limit."""
+        return not self.preprocessing_faults and not self.engine_faults
+
+    @property
+    def text(self) -> str:
+        """The verdict and the faults, one a line."""
+        verdict = "passed" if self.passed else "FAILED"
+        lines = [
+            f"self-test {verdict}: {self.images} golden images, logits max_diff="
+            f"{self.logits_max_abs:.2e}, limit {self.limit:.2e}"
+        ]
+        for kind, faults, advice in (
+            (
+                "preprocessing fault",
+                self.preprocessing_faults,
+                "the pixels differ from training's: compare the versions of Pillow, NumPy and "
+                "pydicom with those of the export",
+            ),
+            (
+                "engine fault",
+                self.engine_faults,
+                "the pixels are right, the answers are not: try another backend or precision, "
+                "or export again on this machine",
+            ),
+        ):
+            lines += [f"  {kind}: {name}: {what}" for name, what in faults.items()]
+            lines += [f"  {advice}"] if faults else []
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "passed": self.passed,
+            "images": self.images,
+            "preprocessing_faults": self.preprocessing_faults,
+            "engine_faults": self.engine_faults,
+            "logits_max_abs": None if np.isnan(self.logits_max_abs) else self.logits_max_abs,
+            "limit": self.limit,
+        }
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def run_selftest(
+    golden: GoldenImages,
+    entry: BundleFile | None,
+    spec: ModelSpec,
+    load: Callable[[Any], Pixels],
+    run: Callable[[Pixels], Outputs],
+) -> SelfTest:
+    """Each golden image decoded and run, alone, against what the exporter wrote down."""
+    limit = _limit(golden, entry)
+    pixel_faults: dict[str, str] = {}
+    engine_faults: dict[str, str] = {}
+    largest = float("nan")
+    for i, name in enumerate(golden.names):
+        try:
+            pixels = load(golden.encoded[i])
+        except HybridError as err:
+            pixel_faults[name] = f"cannot be read here: {err}"
+            continue
+        digest = pixels_digest(pixels)
+        if digest != golden.pixels_sha256[i]:
+            pixel_faults[name] = f"pixels {digest[:12]}…, expected {golden.pixels_sha256[i][:12]}…"
+            continue
+        outputs = run(pixels[None])
+        gap = float(np.abs(outputs["logits"][0] - golden.logits[i]).max())
+        largest = gap if np.isnan(largest) else max(gap, largest)
+        fault = _compare(outputs, golden, i, spec, gap, limit)
+        if fault is not None:
+            engine_faults[name] = fault
+    return SelfTest(
+        images=len(golden.names),
+        preprocessing_faults=pixel_faults,
+        engine_faults=engine_faults,
+        logits_max_abs=largest,
+        limit=limit,
+    )
+
+
+def _compare(
+    outputs: Outputs, golden: GoldenImages, i: int, spec: ModelSpec, gap: float, limit: float
+) -> str | None:
+    logits = outputs["logits"][0]
+    if logits.shape != golden.logits[i].shape:
+        return f"{len(logits)} logits, expected {len(golden.logits[i])}"
+    if not gap <= limit:  # NaN is a fault too
+        return f"logits differ by {gap:.2e}, limit {limit:.2e}"
+    got, expected = int(logits.argmax()), int(golden.logits[i].argmax())
+    margin = float(golden.logits[i][expected] - golden.logits[i][got])
+    if margin > 2 * limit:
+        return f"answers {spec.classes[got]}, expected {spec.classes[expected]}"
+    return None
+
+
+def _limit(golden: GoldenImages, entry: BundleFile | None) -> float:
+    """The certificate's own limit, or the precision's share of the largest logit."""
+    limits: Any = ((entry.certificate if entry else None) or {}).get("limits")
+    stated = limits.get("logits_max_abs") if isinstance(limits, dict) else None
+    if isinstance(stated, (int, float)) and stated > 0:
+        return float(stated)
+    largest: NDArray[np.float32] = np.abs(golden.logits).max()
+    share = _DEFAULT_SHARE[entry.precision if entry else "fp32"]
+    return share * max(float(largest), 1.0)
