@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=8, metavar="N")
     add("--threads", type=int, metavar="N", help="threads of the inference library")
     add("--throughput", action="store_true", help="run batches side by side")
-    add("--no-cache", action="store_true", help="keep no compiled model on disk")
+    add("--cache", action="store_true", help="let OpenVINO keep compiled models beside the file")
     add("--rebuild", action="store_true", help="build a plan again if it is for another machine")
     add("--float-range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of float images")
     add("--selftest", action="store_true", help="run the bundle's golden images on this machine")
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         threads=args.threads,
         batch_size=args.batch_size,
         mode="throughput" if args.throughput else "latency",
-        cache=not args.no_cache,
+        cache=args.cache,
         rebuild=args.rebuild,
     ) as engine:
         if args.info:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends import Session, SessionOptions, open_session
-from hybrid_rt.bundle import Bundle
-from hybrid_rt.choosing import ModelFile, find_model
-from hybrid_rt.errors import BackendError, HybridError, ImageError, ModelFileError, UsageError
-from hybrid_rt.images import decode, load_pixels, source_name
-from hybrid_rt.pipeline import Outputs, Pixels, Result, default_decode_threads, run_pipeline
+from hybrid_rt.errors import HybridError, ImageError, ModelFileError, UsageError
+from hybrid_rt.images import decode, source_name
+from hybrid_rt.opened import OpenModel
+from hybrid_rt.pipeline import Outputs, Result, default_decode_threads, run_pipeline
 from hybrid_rt.results import Prediction, PredictionError, Predictions
 from hybrid_rt.sources import is_named, is_one
-from hybrid_rt.spec import ModelSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,15 +29,16 @@ if TYPE_CHECKING:
     from hybrid_rt.selftest import SelfTest
 
 
-class HybridEngine:
+class HybridEngine(OpenModel):
     """A model, opened once, for any number of pictures and threads.
 
     ``path`` is an ONNX file, a TensorRT plan or a bundle's folder, of which the fastest certified
     file for this machine is taken (see hybrid_rt.choosing). ``device`` is "auto", "cpu" or
     "cuda:0"; ``backend`` one of hybrid_rt.backends.BACKENDS; ``precision`` "auto", "fp32" or
     "bf16" (OpenVINO only: the others compute as the file says). ``threads`` bounds the library's
-    threads. ``mode`` "throughput" runs batches side by side where the backend can. ``cache``
-    allows OpenVINO to keep compiled models on disk. ``rebuild`` allows a plan made for another
+    threads. ``mode`` "throughput" runs batches side by side where the backend can. ``cache`` lets
+    OpenVINO keep compiled models on disk, beside the file. ``memory_limit`` bounds ONNX Runtime's
+    memory on a GPU, in bytes. ``rebuild`` allows a plan made for another
     GPU or TensorRT version to be built again from the bundle's ONNX.
 
     Raises ModelFileError, DigestError or SpecError for the file, BackendError (or its kinds
@@ -50,75 +47,6 @@ class HybridEngine:
     Methods may be called from many threads. After ``fork`` a child process opens its own engine;
     an engine can be pickled for ``spawn``: the other process opens the file again.
     """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        device: str = "auto",
-        backend: str | None = None,
-        precision: str | None = None,
-        threads: int | None = None,
-        batch_size: int = 8,
-        mode: Literal["latency", "throughput"] = "latency",
-        cache: bool = True,
-        memory_limit: int | None = None,
-        rebuild: bool = False,
-    ) -> None:
-        if not isinstance(path, (str, os.PathLike)):
-            raise UsageError(
-                f"path is {type(path).__name__}; expected the path of a model file or bundle"
-            )
-        asked: dict[str, Any] = {
-            "device": device,
-            "backend": backend,
-            "precision": precision,
-            "threads": threads,
-            "batch_size": batch_size,
-            "mode": mode,
-            "cache": cache,
-            "memory_limit": memory_limit,
-            "rebuild": rebuild,
-        }
-        model = find_model(Path(path), device=device, backend=backend)
-        options = SessionOptions(spec=model.spec, bundle=model.bundle, entry=model.entry, **asked)
-        session = open_session(model.path, spec=model.spec, options=options)
-        self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
-        self._set_up(session, model.spec, model, batch_size)
-
-    @classmethod
-    def from_session(
-        cls, session: Session, spec: ModelSpec, *, bundle: Bundle | None = None, batch_size: int = 8
-    ) -> HybridEngine:
-        """An engine on a session of your own, such as backends.fake.FakeSession for tests."""
-        engine = cls.__new__(cls)
-        engine._reopen = None
-        model = None
-        if bundle is not None:
-            model = ModelFile(
-                path=(bundle.folder or Path()) / "session",
-                spec=spec,
-                reason="opened by the caller",
-                bundle=bundle,
-            )
-        engine._set_up(session, spec, model, batch_size)
-        return engine
-
-    def _set_up(
-        self, session: Session, spec: ModelSpec, model: ModelFile | None, batch_size: int
-    ) -> None:
-        self.spec = spec
-        self._session = session
-        self._model = model
-        self._batch_size = batch_size
-        self._process = os.getpid()
-        self._closed = False
-        size = spec.preprocess
-        self._pixels_shape = (size.height, size.width, 3)
-        # Pixels of this shape need no further step, unless a crop looks at their content.
-        self._identity = size.crop == "none"
-
-    # ---- answers -------------------------------------------------------------------------
 
     @overload
     def predict(
@@ -270,89 +198,6 @@ class HybridEngine:
         golden = self._model.bundle.load_golden()
         return run_selftest(golden, self._model.entry, self.spec, self.load, self.run)
 
-    # ---- the steps, for servers and other pipelines ----------------------------------------
-
-    def load(self, source: Any, *, float_range: tuple[float, float] | None = None) -> Pixels:
-        """One picture as the model's input, uint8 ``[H,W,3]``. Raises ImageError."""
-        if self._is_pixels(source, 3):
-            pixels: Pixels = source
-            return pixels
-        return load_pixels(source, self.spec.preprocess, float_range=float_range)
-
-    def run(self, images: Pixels) -> Outputs:
-        """The graph's outputs by name for pixels from ``load``, uint8 ``[N,H,W,3]``.
-
-        The arrays are the caller's to keep.
-        """
-        if self._closed:
-            raise BackendError("this engine is closed; open the model again")
-        if os.getpid() != self._process:
-            raise BackendError(
-                "this engine was opened before fork() in another process, and its threads were "
-                "not copied; open one in each process, or start processes with 'spawn'"
-            )
-        if (
-            not isinstance(images, np.ndarray)
-            or images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[1:] != self._pixels_shape
-            or not len(images)
-        ):
-            height, width, _ = self._pixels_shape
-            raise ImageError(
-                f"{source_name(images)} as the model's input; expected uint8 "
-                f"[N,{height},{width},3] with N at least 1: use predict, which resizes"
-            )
-        if not images.flags.c_contiguous:
-            images = np.ascontiguousarray(images)
-        return self._session.run(images)
-
-    # ---- facts and life --------------------------------------------------------------------
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures a batch where a method is not told otherwise."""
-        return self._batch_size
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """What runs where and why, as JSON values."""
-        from hybrid_rt.about import engine_info
-
-        return engine_info(self._session, self.spec, self._model)
-
-    def __repr__(self) -> str:
-        session = self._session
-        state = "closed, " if self._closed else ""
-        height, width, _ = self._pixels_shape
-        return (
-            f"HybridEngine({self._describe_file()!r}, {state}{session.backend} on "
-            f"{session.device} ({session.detail}), {height}x{width}, "
-            f"{len(self.spec.classes)} classes)"
-        )
-
-    def close(self) -> None:
-        """Free what the library holds. May be called twice."""
-        self._closed = True
-        self._session.close()
-
-    def __enter__(self) -> HybridEngine:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._reopen is None:
-            raise UsageError("an engine made with from_session cannot be pickled; open a file")
-        path, asked = self._reopen
-        return functools.partial(type(self), **asked), (path,)
-
-    # ---- inside ------------------------------------------------------------------------------
-
-    def _describe_file(self) -> str:
-        return "session" if self._model is None else str(self._model.path)
-
     def _pipeline(
         self,
         sources: Iterable[Any],
@@ -376,11 +221,11 @@ class HybridEngine:
         self, imgs: Any, batch_size: int | None, float_range: tuple[float, float] | None
     ) -> Iterator[tuple[Any, Outputs]]:
         """Sources with their rows of the outputs; raises the first picture's error."""
-        if self._is_pixels(imgs, 4):
+        if float_range is None and self._are_pixels(imgs):  # no decoding to overlap
             size = batch_size or self._batch_size
             for start in range(0, len(imgs), size):
                 batch = imgs[start : start + size]
-                outputs = self.run(batch)
+                outputs = self.run(np.stack(batch) if isinstance(batch, list) else batch)
                 for i, image in enumerate(batch):
                     yield image, {name: values[i] for name, values in outputs.items()}
             return
@@ -393,6 +238,11 @@ class HybridEngine:
             if isinstance(row, HybridError):
                 raise row if is_named(source) else type(row)(f"image {i}: {row}") from row
             yield source, row
+
+    def _are_pixels(self, imgs: Any) -> bool:
+        if isinstance(imgs, list):
+            return all(self._is_pixels(image, 3) for image in imgs)
+        return self._is_pixels(imgs, 4)
 
     def _stream(
         self, results: Iterator[Result], on_error: str, float_range: tuple[float, float] | None
@@ -417,16 +267,6 @@ class HybridEngine:
             )
         return Prediction.from_outputs(
             self.spec, row["probabilities"], row["logits"], name, picture
-        )
-
-    def _is_pixels(self, source: Any, dimensions: int) -> bool:
-        """Whether pixels are the model's input already, with no step left to take."""
-        return (
-            self._identity
-            and isinstance(source, np.ndarray)
-            and source.dtype == np.uint8
-            and source.ndim == dimensions
-            and bool(source.shape[-3:] == self._pixels_shape)
         )
 
 

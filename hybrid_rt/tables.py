@@ -124,7 +124,8 @@ def _text_row(item: Prediction | PredictionError) -> dict[str, str]:
     from hybrid_rt.results import PredictionError
 
     if isinstance(item, PredictionError):
-        return {"image": item.source, "label": "error", "error": str(item.error)}
+        message = str(item.error).removeprefix(f"{item.source}: ")
+        return {"image": item.source, "label": "error", "error": message}
     row = {"image": item.source, "label": item.label, "probability": f"{item.probability:.4f}"}
     if item.decision is not None:
         row["decision"] = str(item.decision)

@@ -71,7 +71,7 @@ class SessionOptions:
     threads: int | None = None
     batch_size: int = 8
     mode: Literal["latency", "throughput"] = "latency"
-    cache: bool = True
+    cache: bool = False
     memory_limit: int | None = None  # bytes of GPU memory
     bundle: Bundle | None = None
     entry: BundleFile | None = None
