@@ -232,9 +232,10 @@ def _save_timing_cache(config: Any, path: str) -> None:
 
 
 def _make_monitor(library: TensorRTLibrary, emit: Emit) -> Any:
-    if not library.has_progress:
-        return None
-    trt = library.module
+    return _progress_monitor(library.module, emit) if library.has_progress else None
+
+
+def _progress_monitor(trt: Any, emit: Emit) -> Any:
     tracker = _ProgressTracker(emit)
 
     class PlanMonitor(trt.IProgressMonitor):  # type: ignore[misc]

@@ -1,0 +1,165 @@
+"""One caller's way through a TensorRT engine: its own context, stream, buffers and graphs.
+
+TensorRT's engine may be shared by threads, its execution contexts may not. A lane stays with one
+optimization profile, so that its memory never moves and recorded graphs stay valid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.cuda import CudaGraph, Gpu
+from hybrid_rt.errors import BackendError
+
+#: Graphs kept by a lane, one for each batch size; further sizes run without.
+_MOST_GRAPHS = 32
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the engine: ``row`` is its shape without the batch."""
+
+    name: str
+    row: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one picture's part."""
+        return math.prod(self.row) * self.dtype.itemsize
+
+
+class Lane:
+    """Runs batches up to ``largest`` on one execution context; one thread at a time.
+
+    ``bindings`` is the module of cuda-bindings, or None for no graphs. Make, use and close it with
+    the Gpu active.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        context: Any,
+        *,
+        profile: int,
+        largest: int,
+        images: Tensor,
+        outputs: tuple[Tensor, ...],
+        aux_streams: int,
+        bindings: Any | None,
+        explain: Callable[[], str],
+    ) -> None:
+        self._gpu = gpu
+        self._context: Any = context
+        self._images = images
+        self._outputs = outputs
+        self._bindings = bindings
+        self._explain = explain  # the end of TensorRT's log, for messages
+        self._graphs: dict[int, CudaGraph] = {}
+        self._seen: set[int] = set()
+        self._batch = 0
+        #: Why graphs are not used any more, if they are not.
+        self.graph_problem: str | None = None
+        self._host: dict[str, NDArray[Any]] = {}
+        self._device: dict[str, Any] = {}
+        self._aux: list[Any] = []
+        self._stream: Any = gpu.stream()
+        try:
+            self._set_up(profile, largest, aux_streams)
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The outputs by name, copied: float32, the caller's to keep."""
+        batch = len(images)
+        self._host[self._images.name][:batch] = images
+        if batch != self._batch:
+            self._require(
+                self._context.set_input_shape(self._images.name, (batch, *self._images.row)),
+                f"set the batch to {batch}",
+            )
+            self._batch = batch
+        graph = self._graph(batch)
+        if graph is None:
+            self._queue(batch)
+        else:
+            graph.launch(self._stream.handle)
+        self._stream.synchronize()
+        return {
+            t.name: np.array(self._host[t.name][:batch], dtype=np.float32) for t in self._outputs
+        }
+
+    def close(self) -> None:
+        """Free everything, in the order CUDA needs."""
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs = {}
+        self._context = None  # TensorRT frees its own memory with the last reference
+        for memory in self._device.values():
+            memory.free()
+        for array in self._host.values():
+            array.base.free()  # type: ignore[union-attr]
+        self._device, self._host = {}, {}
+        self._aux, self._stream = [], None
+
+    def _set_up(self, profile: int, largest: int, aux_streams: int) -> None:
+        gpu, context = self._gpu, self._context
+        if profile:  # a new context has profile 0
+            self._require(
+                context.set_optimization_profile_async(profile, self._stream.handle),
+                f"choose the optimization profile {profile}",
+            )
+            self._stream.synchronize()
+        if aux_streams:
+            self._aux = [gpu.stream() for _ in range(aux_streams)]
+            context.set_aux_streams([stream.handle for stream in self._aux])
+        for tensor in (self._images, *self._outputs):
+            self._host[tensor.name] = gpu.pinned((largest, *tensor.row), tensor.dtype)
+            self._device[tensor.name] = gpu.allocate(largest * tensor.row_bytes)
+            self._require(
+                context.set_tensor_address(tensor.name, int(self._device[tensor.name])),
+                f"set the address of {tensor.name}",
+            )
+
+    def _queue(self, batch: int) -> None:
+        """Copy in, infer, copy out; all of it waits in the stream."""
+        stream, images = self._stream, self._images.name
+        self._gpu.copy_to_device(int(self._device[images]), self._host[images][:batch], stream)
+        self._require(self._context.execute_async_v3(stream.handle), "start the inference")
+        for tensor in self._outputs:
+            host = self._host[tensor.name][:batch]
+            self._gpu.copy_to_host(host, int(self._device[tensor.name]), stream)
+
+    def _graph(self, batch: int) -> CudaGraph | None:
+        """The graph of a batch size; recorded when the size comes the second time.
+
+        The first time it runs as it is: TensorRT sets itself up for a shape in the first run, and
+        that cannot be recorded.
+        """
+        if self._bindings is None or self.graph_problem is not None:
+            return None
+        if batch in self._graphs:
+            return self._graphs[batch]
+        if batch not in self._seen or len(self._graphs) >= _MOST_GRAPHS:
+            self._seen.add(batch)
+            return None
+        try:
+            graph = CudaGraph.record(
+                self._bindings, self._stream.handle, lambda: self._queue(batch)
+            )
+        except BackendError as err:
+            self.graph_problem = str(err)
+            return None
+        self._graphs[batch] = graph
+        return graph
+
+    def _require(self, done: object, what: str) -> None:
+        if not done:
+            raise BackendError(f"TensorRT cannot {what}: {self._explain()}")
