@@ -86,7 +86,7 @@ def certify(runner: Runner, reference: Reference, spec: ModelSpec, limits: Limit
     got = runner.all(images.pixels, BATCH)
     errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
     errors = np.where(np.isfinite(errors), errors, np.inf)
-    flips = _flips(got["logits"], expected["logits"], limits.tie_margin)
+    flips = top1_flips(got["logits"], expected["logits"], limits.tie_margin)
     changed = _changed_decisions(got, expected, spec, limits.tie_margin)
     labels = np.array([-1 if label is None else label for label in images.labels])
     moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got)
@@ -155,7 +155,7 @@ def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | N
     return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
-def _flips(
+def top1_flips(
     got: NDArray[np.float32], expected: NDArray[np.float32], tie: float
 ) -> NDArray[np.bool_]:
     """Images whose largest logit is another one, where PyTorch's own two are no tie."""
@@ -171,7 +171,7 @@ def _changed_decisions(
     """Images on the other side of the operating point, where PyTorch's was clear."""
     point = spec.operating_point
     if point is None:
-        return _flips(got["logits"], expected["logits"], tie)
+        return top1_flips(got["logits"], expected["logits"], tie)
     column = spec.classes.index(point.positive)
     before, after = (o["probabilities"][:, column] for o in (expected, got))
     clear = np.abs(before - point.threshold) > tie / 4  # the softmax's slope is at most 1/4
@@ -209,7 +209,7 @@ def _invariance(
             gap = np.abs(values - expected).max() if np.isfinite(values).all() else np.inf
             if name == "logits":
                 logits = max(logits, float(gap))
-                flips += int(_flips(values, expected, 0.0).sum()) if gap > 0 else 0
+                flips += int(top1_flips(values, expected, 0.0).sum()) if gap > 0 else 0
             elif name in ("probabilities", "features"):
                 reach = max(1.0, float(np.abs(expected).max()) / 10)
                 other = max(other, float(gap) / reach)

@@ -144,11 +144,13 @@ def is_standard(vit: nn.Module) -> bool:
 
     Others (post-norm blocks, gated or differential attention, SwiGLU) are exported as they are.
     """
-    if type(vit) is not VisionTransformer or vit.global_pool != "token" or vit.dynamic_img_size:
+    if type(vit) is not VisionTransformer or vit.global_pool != "token":
         return False
     if vit.attn_pool is not None or vit.cls_token is None or len(vit.blocks) == 0:
         return False
-    if not isinstance(vit.patch_embed.proj, nn.Conv2d) or not vit.patch_embed.flatten:
+    if not isinstance(vit.patch_embed.proj, nn.Conv2d) or vit.patch_embed.dynamic_img_pad:
+        return False
+    if not (vit.patch_embed.flatten or vit.dynamic_img_size):
         return False
     return all(_is_standard_block(block) for block in vit.blocks)
 

@@ -1,0 +1,42 @@
+"""A tiny hybrid, its checkpoint, its ONNX file and some pictures, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_hybrid import make_model, write_pictures
+
+from hybrid_export.graph import DeploymentGraph, graph_outputs
+from hybrid_export.onnx_file import save, to_onnx
+from hybrid_rt.spec import ModelSpec
+from hybrid_train.checkpoint import save_checkpoint
+from hybrid_train.model import HybridClassifier
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[HybridClassifier, ModelSpec]:
+    model, spec = make_model()
+    return model, spec.replace(outputs=graph_outputs(spec))
+
+
+@pytest.fixture(scope="session")
+def tiny_onnx(
+    tiny: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return save(to_onnx(DeploymentGraph(*tiny), tiny[1]), path)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), 12)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tiny: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
+    save_checkpoint(path, *tiny)
+    return path

@@ -1,0 +1,155 @@
+"""The certificate: what it passes, and three broken graphs that it must catch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from hybrid_export.limits import LIMITS
+from hybrid_export.onnx_file import load, save
+from hybrid_export.parity import Reference, auroc, certify, logit_scale, top1_flips
+from hybrid_export.runners import Runner, onnx_runtime, pytorch
+from hybrid_export.verification import load_verification
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, pictures):
+    model, spec = tiny
+    return Reference.of(pytorch(model, spec), load_verification(pictures, spec))
+
+
+def certificate_of(path, reference, tiny):
+    return certify(onnx_runtime(path), reference, tiny[1], LIMITS["fp32"])
+
+
+def test_a_faithful_file_passes(tiny, tiny_onnx, reference):
+    certificate = certificate_of(tiny_onnx, reference, tiny)
+    assert certificate.passed, certificate.failures
+    data = certificate.to_dict()
+    assert data["passed"] is True
+    assert data["images"] == 12
+    assert data["reference"].startswith("PyTorch 2.")
+    assert "CPUExecutionProvider" in data["measured_with"]
+    assert data["auroc"] == data["auroc_reference"]
+    assert data["logits_max_abs"] <= 1e-4
+
+
+def test_catches_one_scaled_weight(tiny, tiny_onnx, reference, tmp_path):
+    model = load(tiny_onnx)
+    name = next(n.input[1] for n in model.graph.node if n.name == "/vit.blocks.2.mlp.fc2/MatMul")
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    array[0, 0] *= 1.5  # one weight of some 190,000
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert not certificate.passed
+    assert any("logits differ by" in text for text in certificate.failures)
+    assert certificate.worst_images[0].split(":")[0] in reference.images.names
+
+
+def test_catches_a_dropped_normalization(tiny, tiny_onnx, reference, tmp_path):
+    model = load(tiny_onnx)
+    node = next(n for n in model.graph.node if n.name == "/vit_norm/Mul")
+    consumer = next(n for n in model.graph.node if n.name == "/vit_norm/Add")
+    consumer.input[0] = node.input[0]
+    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert not certificate.passed
+    assert certificate.features_cosine_min < 0.999
+
+
+def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference):
+    """Right for every image in the order measured; wrong beside other neighbours."""
+    honest = onnx_runtime(tiny_onnx)
+    known = {image.tobytes() for image in reference.images.pixels}
+
+    def leaky(images):
+        outputs = dict(honest.run(images))
+        strangers = np.array([image.tobytes() not in known for image in images])
+        outputs["logits"] = outputs["logits"] + 1e-3 * strangers.any()
+        return outputs
+
+    certificate = certify(Runner(leaky, "leaky"), reference, tiny[1], LIMITS["fp32"])
+    assert certificate.logits_max_abs <= 1e-4, "the images themselves are right"
+    assert not certificate.passed
+    assert any("depends on its batch" in text for text in certificate.failures)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_catches_a_batch_size_that_is_wrong(tiny, tiny_onnx, reference, batch):
+    honest = onnx_runtime(tiny_onnx)
+
+    def wrong(images):
+        outputs = dict(honest.run(images))
+        if len(images) == batch:
+            outputs["logits"] = outputs["logits"].copy()
+            outputs["logits"][-1] += 1e-3
+        return outputs
+
+    certificate = certify(Runner(wrong, "wrong"), reference, tiny[1], LIMITS["fp32"])
+    assert any("depends on its batch" in text for text in certificate.failures)
+
+
+def test_catches_a_graph_that_mixes_rows(tiny, tiny_onnx, reference, tmp_path):
+    """Features normalized over the batch: equal rows only where the batch is equal."""
+    model = load(tiny_onnx)
+    graph = model.graph
+    head = next(n for n in graph.node if n.op_type == "Gemm")
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch_axis"))
+    graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "leak"))
+    extra = [
+        helper.make_node("ReduceMean", [head.input[0], "batch_axis"], ["batch_mean"]),
+        helper.make_node("Mul", ["batch_mean", "leak"], ["leaked"]),
+        helper.make_node("Add", [head.input[0], "leaked"], ["mixed"]),
+    ]
+    at = list(graph.node).index(head)
+    for i, node in enumerate(extra):
+        graph.node.insert(at + i, node)
+    head = next(n for n in graph.node if n.op_type == "Gemm")
+    head.input[0] = "mixed"
+    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert any("depends on its batch" in text for text in certificate.failures)
+
+
+def test_catches_a_wrong_temperature(tiny, tiny_onnx, reference, tmp_path):
+    model = load(tiny_onnx)
+    softmax = next(n for n in model.graph.node if "probabilities" in n.output)
+    softmax.input[0] = "logits"
+    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert any("probabilities differ from softmax" in text for text in certificate.failures)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_catches_numbers_that_are_not_finite(tiny, tiny_onnx, reference, value):
+    honest = onnx_runtime(tiny_onnx)
+
+    def broken(images):
+        outputs = {name: array.copy() for name, array in honest.run(images).items()}
+        outputs["logits"][0] = value
+        return outputs
+
+    with np.errstate(invalid="ignore"):
+        certificate = certify(Runner(broken, "broken"), reference, tiny[1], LIMITS["int8"])
+    assert not certificate.passed
+    assert certificate.to_dict()["logits_max_abs"] is None
+
+
+def test_limits_grow_with_the_logits_and_not_below_ten():
+    assert logit_scale(np.array([[3.0, -9.0]], np.float32)) == 1
+    assert logit_scale(np.array([[3.0, -40.0]], np.float32)) == 4
+
+
+def test_auroc_counts_pairs(tiny):
+    spec = tiny[1].replace(classes=("no", "yes"), operating_point=None)
+    scores = np.array([0.1, 0.4, 0.35, 0.8, 0.5], np.float32)
+    probabilities = np.stack([1 - scores, scores], 1)
+    labels = np.array([0, 0, 1, 1, -1])
+    assert auroc(probabilities, labels, spec) == pytest.approx(0.75)
+    assert auroc(probabilities, np.full(5, -1), spec) is None
+
+
+def test_a_flip_counts_only_where_pytorch_was_clear():
+    expected = np.array([[1.0, 0.0], [1.0, 0.999], [0.0, 1.0]], np.float32)
+    got = np.array([[0.0, 1.0], [0.999, 1.0], [0.0, 1.0]], np.float32)
+    assert top1_flips(got, expected, tie=4e-3).tolist() == [True, False, False]
+    assert top1_flips(got, expected, tie=0.0).tolist() == [True, True, False]
