@@ -11,16 +11,19 @@ that of the ONNX it was built from. Nothing is deserialized before its SHA-256 w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybrid_rt.backends import BACKENDS, is_installed
+from hybrid_rt.backends import BACKENDS, is_installed, onnxruntime_has_gpu
 from hybrid_rt.bundle import BUNDLE_NAME, Bundle, BundleFile
-from hybrid_rt.cuda_driver import cuda_devices
+from hybrid_rt.cuda_driver import CudaDevice, cuda_devices
 from hybrid_rt.devices import cuda_device_count, parse_device
 from hybrid_rt.errors import DeviceError, ModelFileError, UsageError
 from hybrid_rt.onnx_metadata import read_spec
+from hybrid_rt.plan_fit import gpu_mismatch, version_mismatch
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.tensorrt_library import installed_libraries, load_tensorrt
 
 _PLANS = (".plan", ".engine")
 
@@ -53,7 +56,7 @@ def find_model(path: Path, *, device: str = "auto", backend: str | None = None) 
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if path.is_dir():
         bundle = Bundle.load(path)
-        name, reason = _fastest(bundle, device, backend)
+        name, reason = fastest(bundle, Machine.here(device), backend)
         return _from_bundle(bundle, name, reason)
     if not path.exists():
         raise ModelFileError(
@@ -87,15 +90,48 @@ def _from_bundle(bundle: Bundle, name: str, reason: str) -> ModelFile:
     )
 
 
-def _fastest(bundle: Bundle, device: str, backend: str | None) -> tuple[str, str]:
-    kind, index = parse_device(device)
-    gpu = kind == "cuda" or (kind == "auto" and cuda_device_count() > 0)
-    for name, file in sorted(bundle.files.items(), key=lambda item: _rank(item[1], gpu)):
-        source = _certified_by(bundle, name)
-        if source is None or not _runs_here(file, gpu, index, backend):
-            continue
-        through = "" if source == name else f", certified through {source}"
-        return name, f"fastest certified file for this {'GPU' if gpu else 'CPU'}{through}"
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What decides which file is fastest. ``tensorrt`` maps a library to its version."""
+
+    gpu: CudaDevice | None = None
+    tensorrt: Mapping[str, str] = field(default_factory=dict)
+    backends: frozenset[str] = frozenset()
+    cpu_bf16: bool = False
+
+    @classmethod
+    def here(cls, device: str) -> tuple[Machine, ...]:
+        """This machine as ``device`` ("auto", "cpu", "cuda:N") allows it to be used, best first."""
+        kind, index = parse_device(device)
+        machines = []
+        if kind != "cpu" and cuda_device_count() > 0:
+            versions = {str(name): load_tensorrt(name).version for name in installed_libraries()}
+            backends = frozenset(["onnxruntime"] * onnxruntime_has_gpu())
+            machines.append(cls(gpu=cuda_devices()[index], tensorrt=versions, backends=backends))
+        if kind != "cuda":
+            backends = frozenset(n for n in ("openvino", "onnxruntime") if is_installed(n))
+            machines.append(cls(backends=backends, cpu_bf16=_cpu_has_bf16()))
+        return tuple(machines)
+
+
+def fastest(
+    bundle: Bundle, machines: Sequence[Machine], backend: str | None = None
+) -> tuple[str, str]:
+    """Name of the bundle's fastest certified file for the first machine that has one, and why.
+
+    Raises ModelFileError where no certified file runs on any of them.
+    """
+    passed_over = ""
+    for machine in machines:
+        gpu = machine.gpu is not None
+        for name, file in sorted(bundle.files.items(), key=lambda item: _rank(item[1], gpu)):
+            source = _certified_by(bundle, name)
+            if source is None or not _runs_on(machine, file, backend):
+                continue
+            through = "" if source == name else f", certified through {source}"
+            kind = "GPU" if gpu else "CPU"
+            return name, f"fastest certified file for this {kind}{through}{passed_over}"
+        passed_over = f"; none runs on {machine.gpu}" if gpu else ""
     folder = bundle.path(BUNDLE_NAME).parent
     raise ModelFileError(
         f"{folder} has no certified file that runs here (it lists "
@@ -111,28 +147,26 @@ def _rank(file: BundleFile, gpu: bool) -> int:
     return ("int8", "bf16", "fp32", "fp16").index(file.precision)
 
 
-def _runs_here(file: BundleFile, gpu: bool, index: int, backend: str | None) -> bool:
+def _runs_on(machine: Machine, file: BundleFile, backend: str | None) -> bool:
     if file.format == "plan":
-        return gpu and backend in (None, "tensorrt", "tensorrt-rtx") and _plan_fits(file, index)
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        return False
-    if gpu:
-        return backend != "openvino" and is_installed("onnxruntime")
-    if file.precision == "bf16":
-        return backend in (None, "openvino") and _cpu_has_bf16()
-    return file.precision != "fp16"  # emulated on CPUs: six times slower than fp32
+        return backend in (None, "tensorrt", "tensorrt-rtx") and _plan_fits(machine, file)
+    if backend == "fake":
+        return True
+    able = machine.backends & {"onnxruntime"} if machine.gpu else machine.backends
+    if backend is not None:
+        able = able & {backend.partition("-")[0]}
+    if machine.gpu is None and file.precision == "bf16":
+        return "openvino" in able and machine.cpu_bf16
+    # fp16 is emulated on CPUs: six times slower than fp32.
+    return bool(able) and not (machine.gpu is None and file.precision == "fp16")
 
 
-def _plan_fits(file: BundleFile, index: int) -> bool:
+def _plan_fits(machine: Machine, file: BundleFile) -> bool:
     built_for = file.built_for
-    if built_for is None:
+    if built_for is None or machine.gpu is None or built_for.library not in machine.tensorrt:
         return False
-    library = "tensorrt-rtx" if built_for.library == "tensorrt_rtx" else "tensorrt"
-    if not is_installed(library):
-        return False
-    return built_for.hardware_compatible or (
-        built_for.compute_capability == cuda_devices()[index].compute_capability
-    )
+    version = machine.tensorrt[built_for.library]
+    return not (gpu_mismatch(built_for, machine.gpu) or version_mismatch(built_for, version))
 
 
 def _cpu_has_bf16() -> bool:

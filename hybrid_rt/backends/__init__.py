@@ -154,7 +154,7 @@ def choose_backend(path: Path, options: SessionOptions) -> str:
     kind, _ = parse_device(options.device)
     candidates: tuple[str, ...]
     if path.suffix == ".onnx":
-        gpu = kind == "cuda" or (kind == "auto" and _onnxruntime_has_gpu())
+        gpu = kind == "cuda" or (kind == "auto" and onnxruntime_has_gpu())
         candidates = ("onnxruntime",) if gpu else ("openvino", "onnxruntime")
     elif path.suffix in SUFFIXES:
         built_for = options.entry.built_for if options.entry else None
@@ -231,7 +231,8 @@ def _missing(names: tuple[str, ...]) -> BackendMissingError:
     )
 
 
-def _onnxruntime_has_gpu() -> bool:
+def onnxruntime_has_gpu() -> bool:
+    """Whether a GPU is here and the installed onnxruntime is the build that can use it."""
     if cuda_device_count() == 0 or not is_installed("onnxruntime"):
         return False
     import onnxruntime

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends import SessionOptions, check_interface
+from hybrid_rt.backends import SessionOptions, check_interface, onnxruntime_has_gpu
 from hybrid_rt.devices import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 
@@ -104,10 +104,7 @@ def _providers(options: SessionOptions, available: list[str]) -> tuple[list[Any]
     kind, index = parse_device(options.device)
     tensorrt = options.backend == "onnxruntime-tensorrt"
     if kind == "auto":
-        from hybrid_rt.devices import cuda_device_count
-
-        gpu = "CUDAExecutionProvider" in available and cuda_device_count() > 0
-        kind = "cuda" if gpu or tensorrt else "cpu"
+        kind = "cuda" if tensorrt or onnxruntime_has_gpu() else "cpu"
     if kind == "cpu":
         if tensorrt:
             raise UsageError("backend 'onnxruntime-tensorrt' with device 'cpu'; use 'cuda:0'")

@@ -1,0 +1,127 @@
+"""A folder gives its fastest certified file; plans need a GPU; nothing is chosen silently."""
+
+import dataclasses
+import re
+import shutil
+
+import pytest
+
+from hybrid_rt import DeviceError, HybridEngine, ModelFileError
+from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
+from hybrid_rt.choosing import Machine, fastest
+from hybrid_rt.cuda_driver import CudaDevice, driver_problem
+
+NO_GPU = driver_problem() is not None
+CPU = Machine(backends=frozenset(["openvino", "onnxruntime"]), cpu_bf16=True)
+ADA = CudaDevice(index=0, name="L4", compute_capability="8.9", memory_bytes=24 << 30)
+
+
+def gpu_machine(**changes):
+    gpu = Machine(gpu=ADA, tensorrt={"tensorrt": "10.3.0"}, backends=frozenset(["onnxruntime"]))
+    return dataclasses.replace(gpu, **changes)
+
+
+@pytest.fixture
+def add_plan(with_files):
+    def add(folder, *, compute_capability="8.9", version="10.3.0", source="model.fp16.onnx"):
+        path = folder / "model.plan"
+        path.write_bytes(b"plan")
+        built_for = BuiltFor(
+            library="tensorrt",
+            version=version,
+            compute_capability=compute_capability,
+            max_batch=8,
+        )
+        entry = describe_file(path, precision="fp16", built_for=built_for, source=source)
+        dataclasses.replace(Bundle.load(folder).with_file(path.name, entry), folder=None).save(
+            folder
+        )
+
+    return add
+
+
+def test_order_on_a_cpu(bundle_folder, with_files):
+    def choice(machine=CPU, backend=None):
+        return fastest(Bundle.load(bundle_folder), [machine], backend)[0]
+
+    assert choice() == "model.onnx"
+    with_files(bundle_folder, fp16=("fp16", True), bf16=("bf16", True), int8=("int8", False))
+    assert choice() == "model.bf16.onnx"
+    assert choice(dataclasses.replace(CPU, cpu_bf16=False)) == "model.onnx"
+    assert choice(backend="onnxruntime") == "model.onnx"
+    with_files(bundle_folder, int8=("int8", True))
+    assert choice() == "model.int8.onnx"
+
+
+def test_order_on_a_gpu(bundle_folder, with_files, add_plan):
+    def choice(*machines):
+        return fastest(Bundle.load(bundle_folder), machines)
+
+    with_files(bundle_folder, fp16=("fp16", True), int8=("int8", True))
+    assert choice(gpu_machine())[0] == "model.fp16.onnx"
+    add_plan(bundle_folder)
+    name, reason = choice(gpu_machine())
+    assert name == "model.plan"
+    assert "certified through model.fp16.onnx" in reason
+    assert choice(gpu_machine(tensorrt={"tensorrt": "10.4.0"}))[0] == "model.fp16.onnx"
+    assert choice(gpu_machine(tensorrt={}))[0] == "model.fp16.onnx"
+    add_plan(bundle_folder, compute_capability="9.0")
+    assert choice(gpu_machine())[0] == "model.fp16.onnx"
+    name, reason = choice(gpu_machine(backends=frozenset()), CPU)
+    assert name == "model.int8.onnx"
+    assert "none runs on cuda:0 (L4" in reason
+
+
+def test_a_plan_is_as_certified_as_its_source(bundle_folder, with_files, add_plan):
+    with_files(bundle_folder, fp16=("fp16", False))
+    add_plan(bundle_folder)
+    assert fastest(Bundle.load(bundle_folder), [gpu_machine()])[0] == "model.onnx"
+
+
+def test_nothing_certified(bundle_folder):
+    bundle = Bundle.load(bundle_folder)
+    entry = dataclasses.replace(bundle.files["model.onnx"], certificate=None)
+    dataclasses.replace(bundle.with_file("model.onnx", entry), folder=None).save(bundle_folder)
+    with pytest.raises(ModelFileError, match=re.escape("model.onnx'), or export again")):
+        HybridEngine(bundle_folder)
+    assert HybridEngine(bundle_folder / "model.onnx").info["certified_by"] is None
+
+
+def test_folder_opens_and_says_why(bundle_folder, pictures):
+    with HybridEngine(bundle_folder, device="cpu") as engine:
+        assert engine.info["path"] == str(bundle_folder / "model.onnx")
+        assert engine.info["reason"] == "fastest certified file for this CPU"
+        assert engine.info["certified_by"] == "model.onnx"
+        assert engine.info["precision"] == "fp32"
+        assert engine.predict(pictures[0]).label in ("benign", "malignant")
+
+
+def test_folder_without_a_bundle(tmp_path):
+    with pytest.raises(ModelFileError, match=r"model\.json cannot be read"):
+        HybridEngine(tmp_path)
+
+
+@pytest.mark.skipif(not NO_GPU, reason="needs a machine without a GPU")
+def test_plan_without_a_gpu_names_the_onnx_beside_it(bundle_folder, add_plan, tmp_path):
+    add_plan(bundle_folder, source="model.onnx")
+    with pytest.raises(DeviceError) as error:
+        HybridEngine(bundle_folder / "model.plan")
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"open {bundle_folder / 'model.onnx'} instead" in message
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(bundle_folder / "model.plan", alone)
+    with pytest.raises(DeviceError, match="export an ONNX file"):
+        HybridEngine(alone / "model.plan")
+
+
+@pytest.mark.skipif(not NO_GPU, reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(tiny):
+    for device in ("cuda", "cuda:0", "cuda:3"):
+        with pytest.raises(DeviceError, match="or use device='cpu'"):
+            HybridEngine(tiny, device=device)
+    with pytest.raises(DeviceError, match="was asked for"):
+        HybridEngine(tiny, device="cuda:0", backend="onnxruntime")
+    with pytest.raises(DeviceError, match="no NVIDIA driver"):
+        HybridEngine(tiny, backend="onnxruntime-tensorrt")

@@ -1,0 +1,103 @@
+"""The self-test tells a preprocessing fault from an engine fault."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from tiny_onnx import tiny_spec, write_tiny_onnx
+
+from hybrid_rt import HybridEngine, ModelFileError
+from hybrid_rt.backends.fake import FakeSession
+from hybrid_rt.bundle import Bundle, Golden, GoldenImages, describe_file, sha256_file
+
+
+def replace_golden(folder, **changes):
+    bundle = Bundle.load(folder)
+    golden = dataclasses.replace(bundle.load_golden(), **changes)
+    path = golden.save(folder / "model.golden.npz")
+    entry = Golden(file=path.name, sha256=sha256_file(path), count=len(golden.names))
+    dataclasses.replace(bundle, golden=entry, folder=None).save(folder)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_passes(bundle_folder, backend):
+    with HybridEngine(bundle_folder, backend=backend) as engine:
+        result = engine.selftest()
+    print(result.text)
+    assert result.passed
+    assert result
+    assert result.images == 2
+    assert result.logits_max_abs <= 1e-5
+    assert result.limit == 1e-4
+    assert "passed" in str(result)
+    assert result.to_dict()["passed"] is True
+
+
+def test_preprocessing_fault(bundle_folder):
+    golden = Bundle.load(bundle_folder).load_golden()
+    replace_golden(bundle_folder, pixels_sha256=("0" * 64, golden.pixels_sha256[1]))
+    with HybridEngine(bundle_folder, backend="onnxruntime") as engine:
+        result = engine.selftest()
+    assert not result.passed
+    assert list(result.preprocessing_faults) == ["p0.png"]
+    assert result.engine_faults == {}
+    assert "versions of Pillow" in result.text
+
+
+def test_unreadable_golden_image_is_a_preprocessing_fault(bundle_folder):
+    golden = Bundle.load(bundle_folder).load_golden()
+    replace_golden(bundle_folder, encoded=(b"junk", golden.encoded[1]))
+    with HybridEngine(bundle_folder, backend="onnxruntime") as engine:
+        result = engine.selftest()
+    assert "cannot be read here" in result.preprocessing_faults["p0.png"]
+
+
+def test_engine_fault_by_other_weights(bundle_folder):
+    spec = Bundle.load(bundle_folder).spec
+    path = write_tiny_onnx(bundle_folder / "model.onnx", spec, seed=5)
+    bundle = Bundle.load(bundle_folder)
+    entry = describe_file(path, precision="fp32", certificate={"passed": True})
+    dataclasses.replace(bundle.with_file(path.name, entry), folder=None).save(bundle_folder)
+    with HybridEngine(bundle_folder, backend="onnxruntime") as engine:
+        result = engine.selftest()
+    assert result.preprocessing_faults == {}
+    assert sorted(result.engine_faults) == ["p0.png", "p1.png"]
+    assert "engine fault: p0.png: logits differ by" in result.text
+
+
+def test_nan_is_an_engine_fault(bundle_folder):
+    class NanSession(FakeSession):
+        def run(self, images):
+            return {name: np.full_like(v, np.nan) for name, v in super().run(images).items()}
+
+    bundle = Bundle.load(bundle_folder)
+    engine = HybridEngine.from_session(NanSession(bundle.spec), bundle.spec, bundle=bundle)
+    assert len(engine.selftest().engine_faults) == 2
+
+
+def test_without_golden_images(tiny, bundle_folder):
+    with HybridEngine(tiny) as engine, pytest.raises(ModelFileError, match="has no bundle"):
+        engine.selftest()
+    bundle = dataclasses.replace(Bundle.load(bundle_folder), golden=None, folder=None)
+    bundle.save(bundle_folder)
+    with HybridEngine(bundle_folder) as engine, pytest.raises(ModelFileError, match="no golden"):
+        engine.selftest()
+
+
+def test_default_limit_grows_with_the_logits():
+    from hybrid_rt.selftest import run_selftest
+
+    spec = tiny_spec()
+    session = FakeSession(spec)
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    golden = GoldenImages(
+        names=("a",),
+        encoded=(b"a",),
+        pixels_sha256=("x",),
+        logits=np.full((1, 2), 50, np.float32),
+        probabilities=np.full((1, 2), 0.5, np.float32),
+        features=np.zeros((1, 16), np.float32),
+    )
+    result = run_selftest(golden, None, spec, lambda _: pixels, session.run)
+    assert result.limit == pytest.approx(0.05)
+    assert np.isnan(result.logits_max_abs)
