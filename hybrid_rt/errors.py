@@ -23,6 +23,10 @@ class ImageError(HybridError, ValueError):
     """An image that cannot be read or has the wrong shape, type or range."""
 
 
+class MissingDecoderError(ImageError, ImportError):
+    """A picture whose decoder is not installed; the message names the package to install."""
+
+
 class ModelFileError(HybridError, ValueError):
     """A model file or bundle that is missing, damaged or not what it claims to be."""
 
