@@ -115,8 +115,8 @@ def load_pickle(path: Path) -> dict[str, Any]:
         ) from err
     except Exception as err:  # torch's unpickler raises almost anything on damaged bytes
         raise CheckpointError(
-            f"{path} is no checkpoint that torch can read ({type(err).__name__}: {str(err)[:100]}); "
-            "copy it again"
+            f"{path} is no checkpoint that torch can read ({type(err).__name__}: "
+            f"{str(err)[:100]}); copy it again"
         ) from err
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

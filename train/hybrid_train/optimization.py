@@ -1,0 +1,107 @@
+"""Optimizer, schedule, precision: how the weights move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from hybrid_rt.errors import UsageError
+from hybrid_train.config import TrainConfig
+from hybrid_train.model import HybridClassifier
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """What to compute in; "auto" is bf16 where it is fast, else fp16 on CUDA, else fp32."""
+    able = bf16_able(device)
+    if asked == "auto":
+        return "bf16" if able else "fp16" if device.type == "cuda" else "fp32"
+    if asked == "fp16" and device.type != "cuda":
+        raise UsageError("--precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    return asked
+
+
+def bf16_able(device: torch.device) -> bool:
+    """Whether bf16 matrix products are fast on ``device``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16
+    )
+
+
+def make_optimizer(model: HybridClassifier, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019): no decay on biases and norms, optional layer-wise decay.
+
+    Every group carries ``lr_scale``, by which the schedule's rate is multiplied.
+    """
+    groups: list[dict[str, Any]] = []
+    for backbone in (model.vit, model.cnn):
+        for group in backbone_groups(backbone, config):
+            scale = group.get("lr_scale", 1.0) * config.backbone_lr_scale
+            groups.append(
+                {
+                    "params": group["params"],
+                    "weight_decay": group.get("weight_decay", config.weight_decay),
+                    "lr_scale": scale,
+                }
+            )
+    groups += decay_groups(model.head.named_parameters(), config.weight_decay)
+    fused = next(model.parameters()).device.type in ("cuda", "cpu")
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+
+
+def backbone_groups(backbone: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    if config.layer_decay < 1:
+        from timm.optim import param_groups_layer_decay
+
+        return list(
+            param_groups_layer_decay(
+                backbone, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+            )
+        )
+    return decay_groups(backbone.named_parameters(), config.weight_decay)
+
+
+def decay_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
+    decay, plain = [], []
+    for name, parameter in parameters:
+        single = parameter.ndim <= 1 or name in ("pos_embed", "cls_token")
+        (plain if single else decay).append(parameter)
+    return [
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+        {"params": decay, "weight_decay": weight_decay, "lr_scale": 1.0},
+    ]
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up over ``warmup`` steps, then half a cosine down to 1% of ``peak``."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Keep the running statistics as they are: for small batches and equal results across GPUs."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()

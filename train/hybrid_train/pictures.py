@@ -1,0 +1,144 @@
+"""Pictures as tensors: the runtime's pixels, cached or decoded by workers, batch by batch.
+
+Every random choice comes from (seed, epoch, batch) alone, so that a run can be resumed in the
+middle of an epoch, and two processes see what one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hybrid_rt.errors import DataError, HybridError
+from hybrid_rt.images import load_pixels
+from hybrid_rt.spec import Preprocess
+from hybrid_train.data import Samples
+from hybrid_train.tables import available_cores
+
+
+class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
+    """Pixels uint8 ``[height, width, 3]`` and index of sample i, from load_pixels."""
+
+    def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
+        self.samples, self.preprocess = samples, preprocess
+        self.cache: NDArray[np.uint8] | None = None
+        self.bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        if self.cache is not None:
+            return self.cache[index], index
+        return self.load(index), index
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Decode sample ``index``; the error names the picture."""
+        try:
+            return load_pixels(self.samples.source(index), self.preprocess)
+        except HybridError as err:
+            raise DataError(f"{self.samples.names[index]}: {err}") from err
+
+    @property
+    def bytes_needed(self) -> int:
+        return len(self) * self.preprocess.height * self.preprocess.width * 3
+
+    def decode_all(self, *, keep: bool) -> None:
+        """Decode every picture once: fills the cache, and finds those that cannot be read."""
+        shape = (self.preprocess.height, self.preprocess.width, 3)
+        cache = np.empty((len(self), *shape), np.uint8) if keep else None
+
+        def one(index: int) -> None:
+            try:
+                pixels = self.load(index)
+            except DataError as err:
+                self.bad[index] = str(err)
+                return
+            if cache is not None:
+                cache[index] = pixels
+
+        with ThreadPoolExecutor(available_cores()) as pool:
+            for _ in pool.map(one, range(len(self))):
+                pass
+        self.cache = cache
+
+    def drop_bad(self) -> None:
+        """Leave out the pictures that decode_all could not read."""
+        good = np.array([i for i in range(len(self)) if i not in self.bad], np.int64)
+        self.samples = self.samples.take(good)
+        if self.cache is not None:
+            self.cache = self.cache[good]
+
+    def array(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Pixels ``[n, height, width, 3]`` of some samples."""
+        return np.stack([self[int(i)][0] for i in indices])
+
+
+class BatchPlan:
+    """Which samples make up which batch of an epoch, for one of ``world`` processes.
+
+    Each global batch is dealt out in turn, so that all processes together see the same batches
+    as one process alone.
+    """
+
+    def __init__(
+        self,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        balanced: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.indices, self.labels = indices, labels
+        self.batch_size, self.seed, self.balanced = batch_size, seed, balanced
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        """Batches an epoch; a last incomplete one is left out unless it is the only one."""
+        return max(1, len(self.indices) // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Global batches of an epoch."""
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        if self.balanced:
+            counts = np.bincount(self.labels[self.indices])
+            weights = 1.0 / counts[self.labels[self.indices]]
+            order = rng.choice(len(self.indices), len(self.indices), p=weights / weights.sum())
+        else:
+            order = rng.permutation(len(self.indices))
+        size = self.batch_size
+        return [self.indices[order[i * size : (i + 1) * size]] for i in range(len(self))]
+
+    def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        return batch[self.rank :: self.world]
+
+
+def loader(
+    pictures: Dataset[Any], batches: list[NDArray[np.int64]], *, workers: int, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images uint8 ``[b, 3, height, width]``, indices) for each batch of sample indices."""
+    made = DataLoader(
+        pictures,
+        batch_sampler=[b.tolist() for b in batches],
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )
+    yield from made
+
+
+def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(np.stack([image for image, _ in items]))  # [b, h, w, 3]
+    indices = torch.tensor([index for _, index in items])
+    return images.permute(0, 3, 1, 2), indices  # NHWC -> NCHW

@@ -1,0 +1,67 @@
+"""One process or several under torchrun: plain torch.distributed, nothing written by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is, and the device it computes on."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, rows: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
+        """All processes' rows, in the order of ``indices``; each process gives both."""
+        if self.world == 1:
+            return rows[np.argsort(indices, kind="stable")]
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, (rows, indices))
+        order = np.argsort(np.concatenate([i for _, i in parts]), kind="stable")
+        return np.concatenate([r for r, _ in parts])[order]
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """Sums over the processes."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return tuple(total.tolist())
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds in any process."""
+        return self.sum(float(flag))[0] > 0
+
+
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """Join the group that torchrun started, or be alone."""
+    cuda = torch.cuda.is_available()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Processes(rank, world, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,130 @@
+"""Train, validation and test: no patient on two sides, classes in the same shares."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.errors import DataError
+from hybrid_rt.files import atomic_path
+from hybrid_train.data import Samples
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Indices of a Samples; ``test`` may be empty."""
+
+    train: Indices
+    val: Indices
+    test: Indices
+
+    def parts(self) -> dict[str, Indices]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def make_split(
+    samples: Samples, *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
+) -> Split:
+    """Split as the data's own folders say, else by group, else picture by picture; stratified.
+
+    Raises DataError where a part would be empty or training would miss a class.
+    """
+    everything = np.arange(len(samples))
+    if samples.given_split is not None:
+        parts = {n: everything[samples.given_split == n] for n in ("train", "val", "test")}
+        if not len(parts["val"]):
+            parts["train"], parts["val"] = take_part(samples, parts["train"], val_fraction, seed)
+    else:
+        rest, test = take_part(samples, everything, test_fraction, seed)
+        train, val = take_part(samples, rest, val_fraction / (1 - test_fraction), seed + 1)
+        parts = {"train": train, "val": val, "test": test}
+    split = Split(**parts)
+    check_split(samples, split)
+    return split
+
+
+def take_part(
+    samples: Samples, indices: Indices, fraction: float, seed: int
+) -> tuple[Indices, Indices]:
+    """(rest, part): about ``fraction`` of the pictures, whole groups, the classes' shares kept.
+
+    Folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold without groups).
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if fraction <= 0:
+        return indices, indices[:0]
+    folds = max(2, round(1 / fraction))
+    labels = samples.labels[indices]
+    groups = None if samples.groups is None else samples.groups[indices]
+    units = len(indices) if groups is None else len(set(groups.tolist()))
+    if units < folds:
+        what = "pictures" if groups is None else f"values of {samples.group_column}"
+        raise DataError(
+            f"{samples.origin} has {units} {what}; a split of {fraction:.0%} needs {folds} or more"
+        )
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # A class rarer than the folds is reported by check_split in our own words.
+        warnings.simplefilter("ignore", UserWarning)
+        candidates = list(splitter.split(np.zeros(len(labels)), labels, groups))
+    rest, part = min(candidates, key=lambda pair: imbalance(labels, pair[1], fraction))
+    return indices[rest], indices[part]
+
+
+def imbalance(labels: NDArray[np.int64], part: Indices, fraction: float) -> float:
+    """How far the classes' counts in ``part`` are from ``fraction`` of all, relatively."""
+    total = np.bincount(labels).astype(float)
+    taken = np.bincount(labels[part], minlength=len(total))
+    wanted = total * fraction
+    return float((np.abs(taken - wanted) / np.maximum(wanted, 1)).sum())
+
+
+def check_split(samples: Samples, split: Split) -> None:
+    for name in ("train", "val"):
+        if not len(split.parts()[name]):
+            raise DataError(f"{samples.origin} leaves no picture for {name}")
+    present = set(samples.labels[split.train].tolist())
+    for index, label in enumerate(samples.classes):
+        if index not in present and (samples.labels == index).any():
+            raise DataError(
+                f"class {label!r} has {samples.counts()[label]} pictures, none of which fell into "
+                "the training part; add some, or drop the class"
+            )
+    if samples.groups is not None and samples.given_split is None:
+        sides = [set(samples.groups[part].tolist()) for part in split.parts().values()]
+        if sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2]:
+            raise DataError(f"a {samples.group_column} is on two sides of the split")  # never
+
+
+def save_split(path: Path, samples: Samples, split: Split) -> None:
+    """Write the split by picture name, with the data's fingerprint."""
+    names = {k: [samples.names[i] for i in part] for k, part in split.parts().items()}
+    data = {"fingerprint": samples.fingerprint(), "group": samples.group_column, **names}
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(data))
+
+
+def load_split(path: Path, samples: Samples) -> Split:
+    """The split of an earlier run; raises DataError where the data is not the same."""
+    try:
+        data = json.loads(path.read_text())
+        fingerprint = data["fingerprint"]
+        index = {name: i for i, name in enumerate(samples.names)}
+        parts = {k: np.array([index[n] for n in data[k]], np.int64) for k in Split.__annotations__}
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise DataError(f"{path} is not the split of this data ({err!r})") from err
+    if fingerprint != samples.fingerprint():
+        raise DataError(
+            f"{path} was made for data {fingerprint}, this is {samples.fingerprint()}: the data "
+            "changed since the run began; start a new run"
+        )
+    return Split(**parts)
