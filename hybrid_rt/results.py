@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.errors import HybridError
+from hybrid_rt.errors import HybridError, ModelFileError
 from hybrid_rt.spec import ModelSpec, OperatingPoint
 from hybrid_rt.tables import csv_lines, jsonl_lines, to_html, to_row, write_text
 
@@ -66,6 +66,11 @@ class Prediction:
         picture: Callable[[], Image.Image] | None = None,
     ) -> Prediction:
         """From one row of the graph's outputs, ``[classes]`` each."""
+        if probabilities.shape != (len(spec.classes),):
+            raise ModelFileError(
+                f"the model gives probabilities {probabilities.shape}; its specification has "
+                f"{len(spec.classes)} classes: export it again"
+            )
         values = dict(zip(spec.classes, probabilities.tolist(), strict=True))
         label = spec.classes[int(probabilities.argmax())]
         return cls(

@@ -179,11 +179,12 @@ def check_interface(
     path: Path,
     spec: ModelSpec,
     inputs: Mapping[str, tuple[str, Sequence[int | None]]],
-    outputs: Iterable[str],
+    outputs: Iterable[str] | Mapping[str, Sequence[int | None]],
 ) -> tuple[str, ...]:
     """The names of a graph's outputs, after its interface was compared with the contract.
 
-    ``inputs`` maps a name to its type ("uint8") and its shape, where None is a dynamic size.
+    ``inputs`` maps a name to its type ("uint8") and its shape, where None is a dynamic size;
+    ``outputs`` are names, or names with shapes. Raises ModelFileError.
     """
     size = spec.preprocess
     expected_shape = (None, size.height, size.width, 3)
@@ -206,6 +207,15 @@ def check_interface(
             f"{path} has the outputs {', '.join(names)[:200] or 'none'}; its specification also "
             f"lists {', '.join(missing)}: export the model again"
         )
+    classes = len(spec.classes)
+    widths = {"probabilities": classes, "logits": classes, "features": spec.num_features}
+    for name, shape in outputs.items() if isinstance(outputs, Mapping) else ():
+        width = widths.get(name)
+        if width is not None and (len(shape) != 2 or shape[1] not in (None, width)):
+            raise ModelFileError(
+                f"{path} gives {name} {_shape(shape)}; its specification says "
+                f"{_shape((None, width))}: export the model again"
+            )
     return names
 
 

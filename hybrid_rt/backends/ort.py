@@ -29,7 +29,7 @@ class OnnxRuntimeSession:
             path,
             options.spec,
             {i.name: (_TYPES.get(i.type, i.type), _sizes(i.shape)) for i in session.get_inputs()},
-            (o.name for o in session.get_outputs()),
+            {o.name: _sizes(o.shape) for o in session.get_outputs()},
         )
 
     @classmethod
@@ -52,7 +52,10 @@ class OnnxRuntimeSession:
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
-        except Exception as err:
+            opened = cls(session, path, options, device)
+        except HybridError:
+            raise
+        except Exception as err:  # also names that are not UTF-8
             raise _translate(err, path, "open") from err
         wanted = [name if isinstance(name, str) else name[0] for name in providers]
         got = session.get_providers()
@@ -61,7 +64,7 @@ class OnnxRuntimeSession:
                 f"onnxruntime runs {path.name} on {got[0]} where {wanted[0]} was asked for; check "
                 "the CUDA and cuDNN libraries of onnxruntime-gpu, or use device='cpu'"
             )
-        return cls(session, path, options, device)
+        return opened
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See Session.run."""

@@ -57,14 +57,16 @@ class OpenVinoSession:
         try:
             core = openvino.Core()
             model = core.read_model(str(path))
+            check_interface(
+                path,
+                options.spec,
+                {i.get_any_name(): (_type_name(i), _sizes(i)) for i in model.inputs},
+                {o.get_any_name(): _sizes(o) for o in model.outputs},
+            )
+        except HybridError:
+            raise
         except Exception as err:
             raise _translate(err, path, "open") from err
-        check_interface(
-            path,
-            options.spec,
-            {i.get_any_name(): (_type_name(i), _sizes(i)) for i in model.inputs},
-            (o.get_any_name() for o in model.outputs),
-        )
         bf16 = _use_bf16(core, options)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",

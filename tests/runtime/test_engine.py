@@ -29,7 +29,7 @@ BACKENDS = ["onnxruntime", "openvino"]
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def engine(request, tiny):
-    with HybridEngine(tiny, backend=request.param, batch_size=4, cache=False) as engine:
+    with HybridEngine(tiny, backend=request.param, batch_size=4) as engine:
         yield engine
 
 
@@ -171,7 +171,7 @@ def test_repr_and_info(engine, tiny):
 
 def test_close_twice_then_error(tiny, pixels):
     for backend in BACKENDS:
-        engine = HybridEngine(tiny, backend=backend, cache=False)
+        engine = HybridEngine(tiny, backend=backend)
         engine.close()
         engine.close()
         with pytest.raises(BackendError, match="closed"):
@@ -262,12 +262,18 @@ def test_graph_that_does_not_fit_its_spec(tmp_path, backend):
         metadata.value = wrong.to_json()
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="specification says"):
-        HybridEngine(path, backend=backend, cache=False)
+        HybridEngine(path, backend=backend)
+    fewer = spec.replace(classes=("a", "b", "c"))
+    for metadata in model.metadata_props:
+        metadata.value = fewer.to_json()
+    onnx.save(model, path)
+    with pytest.raises(ModelFileError, match=re.escape("specification says [batch,3]")):
+        HybridEngine(path, backend=backend)
     model.graph.input[0].name = "pictures"
     model.graph.node[0].input[0] = "pictures"
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="images uint8"):
-        HybridEngine(path, backend=backend, cache=False)
+        HybridEngine(path, backend=backend)
 
 
 def test_bundle_is_checked_before_the_file_is_read(bundle_folder):
