@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,6 +42,9 @@ class Gpu:
         self._driver = driver
         driver.init()
         self._context = driver.Device(device.index).retain_primary_context()
+        # At exit, after the sessions opened on it: PyCUDA's own destructor would detach a primary
+        # context as if it were one that it made.
+        weakref.finalize(self, self._context.detach)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:

@@ -166,6 +166,9 @@ def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> 
     # One more stream, so that the ViT and the CNN can run at the same time.
     config.max_aux_streams = 1
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not library.strongly_typed and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+        # TensorRT 8.6 lends a profile to one execution context only unless it is told; 10 does not.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if request.hardware_compatible:
