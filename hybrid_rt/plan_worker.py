@@ -135,11 +135,8 @@ def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
 
 def _known_capabilities(library: TensorRTLibrary) -> dict[str, Any]:
     members = library.module.ComputeCapability.__members__
-    return {
-        f"{int(name[2:-1])}.{name[-1]}": value
-        for name, value in members.items()
-        if name.startswith("SM")
-    }
+    numbers = sorted((int(name[2:-1]), int(name[-1])) for name in members if name[:2] == "SM")
+    return {f"{major}.{minor}": members[f"SM{major}{minor}"] for major, minor in numbers}
 
 
 def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> None:

@@ -23,6 +23,7 @@ WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8"
 #: the operations kept in FP32 are about 0.1% of the hybrid's weights.
 SMALLEST_SHARE = 0.95
 
+_WEIGHT_DTYPES = {"float64", "float32", "float16", "bfloat16", "int8", "uint8"}
 _CONVOLUTIONS = {"Conv", "ConvTranspose"}
 _MATRIX_PRODUCTS = {"MatMul", "Gemm", "Attention"}
 
@@ -47,9 +48,9 @@ def graph_receipt(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
     weights: Counter[str] = Counter()
     for tensor in _weight_tensors(model.graph):
         dtype = _dtype_name(tensor.data_type)
-        if dtype.startswith(("float", "bfloat", "int8", "uint8")):
+        if dtype in _WEIGHT_DTYPES:
             weights[dtype] += math.prod(tensor.dims) * ITEM_BYTES[dtype]
-    types = _value_types(model)
+    types = _value_types(model)  # drops the large weights from the model
     dequantized = {
         name
         for node in model.graph.node
@@ -94,23 +95,19 @@ def _weight_tensors(graph: Any) -> list[Any]:
 
 
 def _value_types(model: Any) -> dict[str, str]:
-    """Type of every tensor in the graph, by ONNX's own inference."""
+    """Type of every tensor in the graph, by ONNX's own inference. Changes ``model``."""
     import onnx
 
     graph = model.graph
     types = {tensor.name: _dtype_name(tensor.data_type) for tensor in graph.initializer}
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for tensor in light.graph.initializer:
-        if len(tensor.raw_data) > _LARGE_BYTES:
-            # The type and shape are enough: keep the name and drop the numbers.
-            light.graph.input.append(
-                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    kept = [t for t in light.graph.initializer if len(t.raw_data) <= _LARGE_BYTES]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    inferred = onnx.shape_inference.infer_shapes(light).graph
+    # The type and shape of large weights are enough: keep the name and drop the numbers.
+    large = [t for t in graph.initializer if math.prod(t.dims) * 2 > _LARGE_BYTES]
+    small = [t for t in graph.initializer if math.prod(t.dims) * 2 <= _LARGE_BYTES]
+    make = onnx.helper.make_tensor_value_info
+    graph.input.extend([make(t.name, t.data_type, t.dims) for t in large])
+    del graph.initializer[:]
+    graph.initializer.extend(small)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         types[value.name] = _dtype_name(value.type.tensor_type.elem_type)
     return types

@@ -1,0 +1,214 @@
+"""The driver's answers, PyCUDA's and cuda-bindings' names, and loading TensorRT."""
+
+import ctypes
+import sys
+import types
+
+import numpy as np
+import pytest
+from fake_cuda import FakeCuda, FakeLibcuda
+from fake_tensorrt import API
+
+import hybrid_rt.cuda
+from hybrid_rt import tensorrt_library
+from hybrid_rt.cuda import CudaGraph, load_graph_driver, open_gpu
+from hybrid_rt.cuda_driver import cuda_device, cuda_devices, driver_problem
+from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, UsageError
+from hybrid_rt.tensorrt_library import load_tensorrt
+
+
+def put_driver(monkeypatch, libcuda):
+    def load(name):
+        assert name == "libcuda.so.1"
+        if isinstance(libcuda, OSError):
+            raise libcuda
+        return libcuda
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+
+
+def test_devices_as_the_driver_names_them(monkeypatch):
+    put_driver(monkeypatch, FakeLibcuda([("RTX 4090", 8, 9), ("H200", 9, 0)]))
+    first, second = cuda_devices()
+    assert str(first) == "cuda:0 (RTX 4090, compute capability 8.9)"
+    assert second.compute_capability == "9.0"
+    assert second.memory_bytes == 16 << 30
+    assert cuda_device("cuda") == cuda_device("auto") == cuda_device("cuda:0") == first
+    assert cuda_device("cuda:1") == second
+    with pytest.raises(DeviceError, match=r"'cuda:2'; this machine has cuda:0 \(RTX 4090"):
+        cuda_device("cuda:2")
+    assert driver_problem() is None
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "cuda:", "cuda:x", "cuda:-1", "", "cuda:²"])
+def test_other_names(monkeypatch, name):
+    put_driver(monkeypatch, FakeLibcuda())
+    with pytest.raises(UsageError, match="expected auto, cuda or cuda:N"):
+        cuda_device(name)
+
+
+def test_no_driver(monkeypatch):
+    put_driver(monkeypatch, OSError("no such file"))
+    with pytest.raises(DeviceError, match=r"no NVIDIA driver here .*--gpus all"):
+        cuda_devices()
+    assert "no NVIDIA driver" in (driver_problem() or "")
+
+
+@pytest.mark.parametrize(
+    "libcuda", [FakeLibcuda([]), FakeLibcuda(init_status=100)], ids=["count 0", "NO_DEVICE"]
+)
+def test_no_device(monkeypatch, libcuda):
+    put_driver(monkeypatch, libcuda)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(DeviceError, match=r"sees no GPU \(CUDA_VISIBLE_DEVICES is '7'\)"):
+        cuda_devices()
+
+
+def test_a_driver_that_does_not_start(monkeypatch):
+    put_driver(monkeypatch, FakeLibcuda(init_status=3))
+    with pytest.raises(DeviceError, match=r"CUDA error 3, initialization error.*use spawn"):
+        cuda_devices()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    cuda = FakeCuda()
+    put_driver(monkeypatch, FakeLibcuda())
+    device = cuda_device()
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", cuda.driver)
+    monkeypatch.setattr(hybrid_rt.cuda, "_opened", {})
+    gpu = open_gpu(device)
+    return gpu, cuda
+
+
+def test_one_primary_context_for_all(gpu):
+    gpu, cuda = gpu
+    assert open_gpu(gpu.device) is gpu
+    assert cuda.retained == 1
+    with gpu.active():
+        assert len(cuda.stack) == 1
+        with gpu.active():
+            assert len(cuda.stack) == 2
+    assert cuda.stack == []
+
+
+def test_nothing_stays_current_after_an_error(gpu):
+    gpu, cuda = gpu
+    cuda.memory_bytes = 10
+    with (
+        pytest.raises(BackendError, match=r"CUDA on cuda:0 \(Fake GPU.*out of memory"),
+        gpu.active(),
+    ):
+        gpu.allocate(11)
+    assert cuda.stack == []
+    with pytest.raises(ZeroDivisionError), gpu.active():
+        1 / 0  # noqa: B018
+    assert cuda.stack == []
+
+
+def test_copies_and_graphs(gpu):
+    gpu, cuda = gpu
+    with gpu.active():
+        stream, memory = gpu.stream(), gpu.allocate(16)
+        source, target = gpu.pinned((4,), np.float32), gpu.pinned((4,), np.float32)
+        source[:], target[:] = [1, 2, 3, 4], 0
+
+        def work():
+            gpu.copy_to_device(int(memory), source, stream)
+            gpu.copy_to_host(target, int(memory), stream)
+
+        graph = CudaGraph.record(cuda.bindings, stream.handle, work)
+        assert target.tolist() == [0, 0, 0, 0], "recording ran the work"
+        graph.launch(stream.handle)
+        assert target.tolist() == [1, 2, 3, 4]
+        graph.close()
+        graph.close()
+        memory.free()
+        source.base.free()
+        target.base.free()
+        stream = work = None  # a PyCUDA stream is destroyed with its last reference
+    assert sum(cuda.counts().values()) == 0
+
+
+def test_a_failed_recording_gives_the_stream_back(gpu):
+    gpu, cuda = gpu
+
+    def work():
+        raise BackendError("no")
+
+    with gpu.active():
+        stream = gpu.stream()
+        with pytest.raises(BackendError, match="no"):
+            CudaGraph.record(cuda.bindings, stream.handle, work)
+        stream.synchronize()
+        cuda.capture_fails = True
+        with pytest.raises(BackendError, match="cannot record a CUDA graph: CUDA_ERROR_STREAM"):
+            CudaGraph.record(cuda.bindings, stream.handle, lambda: None)
+        stream.synchronize()
+
+
+def test_missing_pycuda(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(BackendMissingError, match="pip install pycuda"):
+        open_gpu(gpu[0].device)
+
+
+def test_bindings_of_both_names(monkeypatch):
+    for name in ("cuda.bindings.driver", "cuda.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert load_graph_driver() is None
+    old, new = types.ModuleType("cuda.cuda"), types.ModuleType("cuda.bindings.driver")
+    monkeypatch.setitem(sys.modules, "cuda.cuda", old)
+    assert load_graph_driver() is old
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", new)
+    assert load_graph_driver() is new
+
+
+def test_the_fake_bindings_have_the_real_names():
+    real = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    fake = FakeCuda().bindings
+    for name, value in vars(fake).items():
+        assert hasattr(real, name), name
+        for member in getattr(value, "__members__", {}):
+            assert int(getattr(value, member)) == int(getattr(getattr(real, name), member)), member
+    assert real.cuGraphInstantiate.__doc__.startswith(
+        "cuGraphInstantiate(hGraph, unsigned long long flags)"
+    )
+
+
+def test_the_fake_pycuda_has_the_real_names():
+    recorded = API["pycuda"]
+    fake = FakeCuda().driver
+    for name, members in recorded["classes"].items():
+        own = [m for m in vars(getattr(fake, name)) if not m.startswith("_")]
+        unknown = set(own) - set(members) - {"size", "memory", "address"}
+        assert not unknown, f"{name} has no {unknown}"
+    for name, (parameters,) in recorded["functions"].items():
+        assert hasattr(fake, name)
+        code = getattr(fake, name).__init__ if name == "mem_alloc" else getattr(fake, name)
+        count = code.__code__.co_argcount - (name == "mem_alloc")
+        assert count == len(parameters), name
+
+
+def test_tensorrt_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": (), "tensorrt_rtx": ()})
+    with pytest.raises(BackendMissingError, match=r"neither tensorrt nor tensorrt_rtx.*<12"):
+        load_tensorrt()
+    with pytest.raises(BackendMissingError, match="TensorRT-RTX is not installed; pip install"):
+        load_tensorrt("tensorrt_rtx")
+    with pytest.raises(UsageError, match="expected auto, tensorrt, tensorrt_rtx"):
+        load_tensorrt("trt")
+
+
+def test_tensorrt_that_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "broken_trt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open')")
+    (tmp_path / "empty_trt.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, message in [
+        ("broken_trt", r"does not load: libnvinfer\.so\.10.*for another CUDA"),
+        ("empty_trt", "has neither Builder nor Runtime"),
+    ]:
+        monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": (module,)})
+        with pytest.raises(BackendMissingError, match=message):
+            load_tensorrt("tensorrt")
