@@ -1,0 +1,258 @@
+"""Synthetic mammograms: for demos, tests and benchmarks, where real ones may not be shipped.
+
+    python -m hybrid_train.phantom phantoms --patients 100 --preview page.png
+
+Each patient has four pictures (left and right, CC and MLO). Rows have the columns and types of
+the hub dataset hongrui/mammogram_v_1. A positive breast shows a lesion in both of its views and
+differs from a negative one in nothing else. Equal seeds give equal pictures.
+
+Parenchyma is noise whose power falls with the third power of the frequency, as measured in
+mammograms by Burgess, Jacobson and Judy (Medical Physics 28, 2001).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hybrid_rt.errors import HybridError, UsageError
+from hybrid_rt.files import atomic_path
+from hybrid_train.phantom_anatomy import draw_breast, random_anatomy
+from hybrid_train.phantom_lesion import Lesion, add_lesion, random_lesion
+
+VIEWS = ("CC", "MLO")
+DENSITIES = ("A", "B", "C", "D")
+IMAGES_PER_PATIENT = 4
+DEFAULT_IMAGES = 1000
+
+
+def generate(
+    patients: int,
+    *,
+    seed: int,
+    start: int = 0,
+    size: int = 512,
+    difficulty: float = 1.0,
+    prevalence: float = 0.35,
+    nulls: bool = True,
+    with_masks: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Rows of ``patients`` patients, four each, with ``image`` a PIL picture of mode L.
+
+    ``start`` is the first patient's number: a patient looks the same however the work is divided.
+    ``difficulty`` divides the lesions' contrast. ``prevalence`` is the share of breasts with a
+    lesion. ``nulls`` leaves some ages, densities and BIRADS empty, as in the hub dataset.
+    ``with_masks`` adds ``mask``, bool ``[size, size]``, true inside the lesion, and ``lesion``,
+    its kind or None.
+    """
+    if patients < 0 or size < 64 or difficulty <= 0 or not 0 <= prevalence <= 1:
+        raise UsageError(
+            f"patients={patients}, size={size}, difficulty={difficulty}, prevalence={prevalence}; "
+            "expected 0 or more, 64 or more, above 0, and 0 to 1"
+        )
+    for patient in range(start, start + patients):
+        yield from _patient(patient, seed, size, difficulty, prevalence, nulls, with_masks)
+
+
+def _patient(
+    patient: int,
+    seed: int,
+    size: int,
+    difficulty: float,
+    prevalence: float,
+    nulls: bool,
+    with_masks: bool,
+) -> Iterator[dict[str, Any]]:
+    rng = np.random.default_rng([seed, patient])
+    density = int(rng.choice(4, p=(0.12, 0.4, 0.36, 0.12)))
+    age = float(np.clip(rng.normal(58 - 2 * density, 10), 30, 90).round())
+    implant = int(rng.random() < 0.02)
+    missing = rng.random(3) < (0.05, 0.1, 0.4) if nulls else np.zeros(3, bool)
+    for side in ("L", "R"):
+        lesion = random_lesion(rng) if rng.random() < prevalence else None
+        birads = _birads(rng, lesion)
+        for view in VIEWS:
+            image, mask = _picture(rng, size, density, side, view, lesion, difficulty)
+            finding = "no finding" if lesion is None else lesion.kind
+            row: dict[str, Any] = {
+                "image": image,
+                "patient_id": 10_000 + patient,
+                "laterality": side,
+                "view": view,
+                "age": None if missing[0] else age,
+                "cancer": int(lesion is not None),
+                "invasive": int(lesion is not None and lesion.kind != "calcifications"),
+                "implant": implant,
+                "BIRADS": None if missing[2] else birads,
+                "density": None if missing[1] else DENSITIES[density],
+                "text": f"synthetic mammogram, {side} {view}, density {DENSITIES[density]}",
+                "text2": finding,
+            }
+            if with_masks:
+                row |= {"mask": mask, "lesion": None if lesion is None else lesion.kind}
+            yield row
+
+
+def _birads(rng: np.random.Generator, lesion: Lesion | None) -> float:
+    """0 (needs more pictures), 1 (negative) or 2 (benign), as the hub dataset has them."""
+    if lesion is not None:
+        return float(rng.choice(3, p=(0.9, 0.04, 0.06)))
+    return float(rng.choice(3, p=(0.06, 0.8, 0.14)))
+
+
+def _picture(
+    rng: np.random.Generator,
+    size: int,
+    density: int,
+    side: str,
+    view: str,
+    lesion: Lesion | None,
+    difficulty: float,
+) -> tuple[Image.Image, NDArray[np.bool_]]:
+    anatomy = random_anatomy(rng, size, density, view)
+    tissue = draw_breast(rng, anatomy)
+    # The place is drawn in any case, so that a lesion changes no other random number.
+    lesion_rng = np.random.default_rng(rng.integers(2**63))
+    mask = np.zeros((size, size), bool)
+    if lesion is not None:
+        tissue, mask = add_lesion(lesion_rng, tissue, anatomy, lesion, 1 / difficulty)
+    film = np.clip(tissue, 0, 1) ** 1.15
+    film = film + rng.normal(0, 0.008, film.shape).astype(np.float32) * (film > 0.01)
+    pixels = (np.clip(film, 0, 1) * 245).astype(np.uint8)
+    if side == "R":  # the chest wall of a left breast is on the left
+        pixels, mask = np.fliplr(pixels), np.fliplr(mask)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    _add_film_marks(rng, image, side, view)
+    return image, np.ascontiguousarray(mask)
+
+
+def _add_film_marks(rng: np.random.Generator, image: Image.Image, side: str, view: str) -> None:
+    """A burned-in view label, and the white border that scanned films have, on some pictures."""
+    from PIL import ImageDraw, ImageFont
+
+    draw = ImageDraw.Draw(image)
+    size = image.width
+    if rng.random() < 0.3:
+        text_size = max(10, size // 24)
+        x = size * 0.84 if side == "L" else size * 0.03
+        y = size * (0.04 + 0.05 * rng.random())
+        font = ImageFont.load_default(size=text_size)
+        draw.text((x, y), f"{side}{view}", fill=230, font=font)
+    if rng.random() < 0.2:
+        width = int(rng.integers(2, max(3, size // 80)))
+        edges = {
+            "top": (0, 0, size, width),
+            "bottom": (0, size - width, size, size),
+            "outer": (size - width, 0, size, size) if side == "L" else (0, 0, width, size),
+        }
+        for box in edges.values():
+            if rng.random() < 0.7:
+                draw.rectangle(box, fill=245)
+
+
+def parse_phantom(data: str) -> int:
+    """Patients that ``phantom`` or ``phantom:N`` means, where N is a number of pictures."""
+    name, colon, count = data.partition(":")
+    try:
+        images = int(count) if colon else DEFAULT_IMAGES
+    except ValueError:
+        images = 0
+    if name != "phantom" or images < IMAGES_PER_PATIENT:
+        raise UsageError(
+            f"{data!r}; expected phantom or phantom:N with N pictures, {IMAGES_PER_PATIENT} or more"
+        )
+    return -(-images // IMAGES_PER_PATIENT)
+
+
+def write_parquet(
+    folder: str | Path, *, patients: int, seed: int, shards: int = 1, **options: Any
+) -> list[Path]:
+    """Write the rows as parquet with the hub dataset's schema, pictures as PNG; the files."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "patient_id": datasets.Value("int64"),
+            "laterality": datasets.Value("string"),
+            "view": datasets.Value("string"),
+            "age": datasets.Value("float64"),
+            "cancer": datasets.Value("int64"),
+            "invasive": datasets.Value("int64"),
+            "implant": datasets.Value("int64"),
+            "BIRADS": datasets.Value("float64"),
+            "density": datasets.Value("string"),
+            "text": datasets.Value("string"),
+            "text2": datasets.Value("string"),
+        }
+    )
+    if not 1 <= shards <= max(1, patients):
+        raise UsageError(f"shards={shards}; expected 1 to the number of patients, {patients}")
+    bounds = np.linspace(0, patients, shards + 1).astype(int)
+    files = []
+    for i in range(shards):
+        start, stop = int(bounds[i]), int(bounds[i + 1])
+        rows = list(generate(stop - start, seed=seed, start=start, **options))
+        table = datasets.Dataset.from_list(rows, features=features)
+        path = Path(folder) / f"train-{i:05}-of-{shards:05}.parquet"
+        with atomic_path(path) as part:
+            table.to_parquet(str(part))
+        files.append(path)
+    return files
+
+
+def preview(rows: Sequence[dict[str, Any]], *, columns: int = 8, side: int = 200) -> Image.Image:
+    """A page of pictures; positives carry a red mark in the corner."""
+    from PIL import ImageDraw
+
+    lines = -(-len(rows) // columns)
+    page = Image.new("RGB", (columns * side, lines * side))
+    draw = ImageDraw.Draw(page)
+    for i, row in enumerate(rows):
+        x, y = i % columns * side, i // columns * side
+        page.paste(row["image"].convert("RGB").resize((side - 2, side - 2)), (x, y))
+        if row["cancer"]:
+            draw.ellipse((x + 4, y + side - 14, x + 12, y + side - 6), fill="#ff4040")
+    return page
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hybrid_train.phantom",
+        description="Write synthetic mammograms as parquet, with the hub dataset's columns.",
+        epilog="example: python -m hybrid_train.phantom phantoms --patients 100 --preview page.png",
+    )
+    parser.add_argument("output", metavar="FOLDER", type=Path, help="folder for the parquet files")
+    parser.add_argument("--patients", type=int, default=250, help="four pictures each (250)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=512, help="pixels a side (512)")
+    parser.add_argument("--difficulty", type=float, default=1.0, help="divides the contrast (1.0)")
+    parser.add_argument("--prevalence", type=float, default=0.35, help="of lesions (0.35)")
+    parser.add_argument("--shards", type=int, default=1, help="number of files (1)")
+    parser.add_argument("--preview", type=Path, metavar="PNG", help="also write a page of pictures")
+    args = parser.parse_args(argv)
+    options = {"size": args.size, "difficulty": args.difficulty, "prevalence": args.prevalence}
+    try:
+        files = write_parquet(
+            args.output, patients=args.patients, seed=args.seed, shards=args.shards, **options
+        )
+        if args.preview:
+            rows = list(generate(min(args.patients, 8), seed=args.seed, **options))
+            with atomic_path(args.preview) as part:
+                preview(rows).save(part, format="PNG")
+    except (HybridError, OSError) as err:
+        print(f"phantom: {err}", file=sys.stderr)
+        return 2 if isinstance(err, UsageError) else 1
+    print(f"{args.patients * IMAGES_PER_PATIENT} pictures in {', '.join(map(str, files))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

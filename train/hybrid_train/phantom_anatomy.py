@@ -1,0 +1,182 @@
+"""A breast as an X-ray sees it: outline, fat, fibroglandular tissue, muscle, skin.
+
+All pictures are drawn with the chest wall on the left; coordinates are in units of the side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Field = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One projection of one breast."""
+
+    size: int
+    density: int  # 0 (A, almost all fat) to 3 (D, extremely dense)
+    view: str
+    depth: float  # chest wall to nipple
+    half_height: float
+    centre: float  # the nipple's height
+    radius: Field  # 0 on the chest wall behind the nipple, 1 on the skin
+    muscle: Field  # share of pectoral muscle, 0 to 1
+
+
+def random_anatomy(rng: np.random.Generator, size: int, density: int, view: str) -> Anatomy:
+    """Draw the shape; CC is symmetric, MLO hangs and shows the pectoral muscle."""
+    mlo = view == "MLO"
+    depth = rng.uniform(0.5, 0.78) * (0.95 if mlo else 1.0)
+    half_height = rng.uniform(0.34, 0.44) * (1.12 if mlo else 1.0)
+    centre = rng.uniform(0.54, 0.6) if mlo else rng.uniform(0.47, 0.53)
+    x, y = _grid(size)
+    dy = y - centre
+    # Below the nipple a breast is fuller than above it; in MLO markedly so.
+    fullness = rng.uniform(1.15, 1.35) if mlo else rng.uniform(0.97, 1.05)
+    height = np.where(dy < 0, half_height * (2 - fullness) + 0.08 * mlo, half_height)
+    angle = np.arctan2(dy / half_height, x / depth + 1e-6)
+    wobble = sum(
+        rng.normal(0, 0.012) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 5)
+    )
+    power = rng.uniform(1.9, 2.25)
+    radius = ((x / depth) ** power + np.abs(dy / height) ** 2.1) ** (1 / 2.05) + wobble
+    if mlo:
+        # The tail towards the armpit: the outline stays open at the upper chest wall.
+        radius = radius - 0.35 * np.exp(-((x / 0.22) ** 2)) * np.clip(-dy * 2.2, 0, 1)
+    # The nipple.
+    nipple = np.exp(-(((x - depth) / 0.022) ** 2) - (dy / 0.02) ** 2)
+    radius = radius - 0.05 * nipple
+    muscle = np.zeros_like(x)
+    if mlo:
+        wide, tall = rng.uniform(0.24, 0.36), rng.uniform(0.55, 0.8)
+        bow = rng.uniform(-0.03, 0.05)
+        edge = x / wide + y / tall - 1 - bow * np.sin(np.pi * np.clip(y / tall, 0, 1))
+        muscle = _soft_step(-edge * 0.3, 0.008)
+    return Anatomy(
+        size,
+        density,
+        view,
+        float(depth),
+        float(half_height),
+        float(centre),
+        radius.astype(np.float32),
+        muscle.astype(np.float32),
+    )
+
+
+def draw_breast(rng: np.random.Generator, anatomy: Anatomy) -> Field:
+    """Brightness 0..1, ``[size, size]``; 0 outside the breast."""
+    size, radius = anatomy.size, anatomy.radius
+    coarse, _ = power_law_noise(rng, size // 2, exponent=3.4)
+    coarse = _resized(coarse, size)
+    fine, _ = power_law_noise(rng, size, exponent=3.0)
+    strands, _ = power_law_noise(rng, size // 2, exponent=3.0)
+    strands = _resized(strands, size)
+    inside = _soft_step(1 - radius, 0.006)
+    # Compressed between two plates, a breast is of even thickness but for its rim.
+    thickness = np.sqrt(np.clip(1 - np.clip(radius, 0, 1) ** 7, 0, 1))
+    gland = _glandular_share(rng, anatomy, coarse, fine)
+    fat = 0.26 + 0.025 * fine + 0.02 * coarse
+    # Ligaments and ducts are the ridges of a field stretched towards the nipple.
+    ridges = np.exp(-((strands / 0.07) ** 2)) * (0.35 + 0.65 * gland)
+    tissue = fat + gland * (0.27 + 0.035 * fine) + 0.055 * ridges
+    muscle = 0.62 + 0.03 * fine + 0.02 * coarse
+    tissue = tissue * (1 - anatomy.muscle) + muscle * anatomy.muscle
+    skin = 0.05 * np.exp(-(((radius - 0.985) / 0.012) ** 2))
+    picture = (tissue * (0.25 + 0.75 * thickness) + skin) * inside
+    picture = _add_benign_specks(rng, picture, anatomy)
+    return picture.astype(np.float32)
+
+
+def _glandular_share(
+    rng: np.random.Generator, anatomy: Anatomy, coarse: Field, fine: Field
+) -> Field:
+    """How much of each place is fibroglandular tissue, 0 to 1, by density category."""
+    x, y = _grid(anatomy.size)
+    level = (-1.5, -0.6, 0.35, 1.3)[anatomy.density] + rng.normal(0, 0.12)
+    spread = (0.30, 0.36, 0.44, 0.55)[anatomy.density]
+    cx = anatomy.depth * rng.uniform(0.45, 0.6)
+    cy = anatomy.centre + rng.uniform(-0.06, 0.02)
+    cone = ((x - cx) / (spread * anatomy.depth * 1.35)) ** 2
+    cone = cone + ((y - cy) / (spread * anatomy.half_height * 2)) ** 2
+    rim = np.clip((anatomy.radius - 0.8) / 0.2, 0, 1)  # fat lies under the skin
+    score = level + 1.15 * coarse + 0.15 * fine + 1.2 * (1 - cone) - 4 * rim**2
+    share: Field = 1 / (1 + np.exp(-np.clip(1.7 * score, -30, 30)))
+    return share
+
+
+def _add_benign_specks(rng: np.random.Generator, picture: Field, anatomy: Anatomy) -> Field:
+    """Single benign calcifications, in healthy and diseased breasts alike."""
+    for _ in range(int(rng.poisson(1.2))):
+        row, column = place_inside(rng, anatomy, 0.85)
+        picture = add_speck(picture, row, column, rng.uniform(1.2, 2.2) * anatomy.size / 512, 0.4)
+    return picture
+
+
+def place_inside(rng: np.random.Generator, anatomy: Anatomy, limit: float) -> tuple[int, int]:
+    """A place (row, column) well inside the breast and outside the muscle."""
+    size = anatomy.size
+    for _ in range(200):
+        row = int(rng.uniform(0.08, 0.92) * size)
+        column = int(rng.uniform(0.08, 0.9) * anatomy.depth * size)
+        if anatomy.radius[row, column] < limit and anatomy.muscle[row, column] < 0.1:
+            return row, column
+    return int(anatomy.centre * size), int(anatomy.depth * 0.5 * size)
+
+
+def add_speck(picture: Field, row: int, column: int, radius: float, brightness: float) -> Field:
+    """A small round bright grain; changes ``picture``."""
+    reach = int(np.ceil(radius * 3))
+    top, left = max(0, row - reach), max(0, column - reach)
+    window = picture[top : row + reach + 1, left : column + reach + 1]
+    y = np.arange(window.shape[0], dtype=np.float32)[:, None] + top - row
+    x = np.arange(window.shape[1], dtype=np.float32)[None, :] + left - column
+    window += brightness * np.exp(-(((x**2 + y**2) / radius**2) ** 1.5))
+    return picture
+
+
+def power_law_noise(rng: np.random.Generator, size: int, *, exponent: float) -> tuple[Field, Field]:
+    """Two independent fields of zero mean and unit spread; power ~ 1 / frequency**exponent."""
+    amplitude = _amplitude(size, exponent)
+    shape = (size, size)
+    noise = rng.standard_normal(shape, np.float32) + 1j * rng.standard_normal(shape, np.float32)
+    field = np.fft.ifft2(noise * amplitude)
+    real, imaginary = field.real.astype(np.float32), field.imag.astype(np.float32)
+    return _standardized(real), _standardized(imaginary)
+
+
+@lru_cache(maxsize=8)
+def _amplitude(size: int, exponent: float) -> Field:
+    frequency = np.fft.fftfreq(size) * size  # cycles a side
+    squared = frequency[:, None] ** 2 + frequency[None, :] ** 2
+    # Flat below three cycles: a breast is not brighter on one side.
+    return (np.maximum(squared, 9.0) ** (-exponent / 4)).astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _grid(size: int) -> tuple[Field, Field]:
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return axis[None, :] + np.zeros((size, 1), np.float32), axis[:, None] + np.zeros(
+        (1, size), np.float32
+    )
+
+
+def _standardized(field: Field) -> Field:
+    result: Field = (field - field.mean()) / field.std()
+    return result
+
+
+def _soft_step(x: NDArray[np.floating], width: float) -> Field:
+    step: Field = (1 / (1 + np.exp(-np.clip(x / width, -30, 30)))).astype(np.float32)
+    return step
+
+
+def _resized(field: Field, size: int) -> Field:
+    image = Image.fromarray(field).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32)

@@ -1,0 +1,102 @@
+"""Lesions: a soft mass, a spiculated mass, a cluster of microcalcifications."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_train.phantom_anatomy import Anatomy, Field, add_speck, place_inside
+
+KINDS = ("mass", "spiculated mass", "calcifications")
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What both views of a breast show: ``radius`` in pixels of a 512-pixel picture."""
+
+    kind: str
+    radius: float
+    contrast: float
+
+
+def random_lesion(rng: np.random.Generator) -> Lesion:
+    """Draw kind, size and conspicuity."""
+    kind = KINDS[int(rng.choice(3, p=(0.35, 0.4, 0.25)))]
+    radius = rng.uniform(18, 34) if kind == "calcifications" else rng.uniform(15, 30)
+    return Lesion(kind, float(radius), float(rng.uniform(0.8, 1.2)))
+
+
+def add_lesion(
+    rng: np.random.Generator, tissue: Field, anatomy: Anatomy, lesion: Lesion, contrast: float
+) -> tuple[Field, NDArray[np.bool_]]:
+    """The picture with the lesion at a random place, and where it is, bool ``[size, size]``."""
+    size = anatomy.size
+    row, column = place_inside(rng, anatomy, 0.72)
+    radius = lesion.radius * size / 512
+    strength = lesion.contrast * contrast
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    dx, dy = x - column, y - row
+    distance, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
+    if lesion.kind == "calcifications":
+        return _calcifications(rng, tissue, row, column, radius, strength, distance)
+    outline = radius * (1 + _ripple(rng, angle, 0.09 if lesion.kind == "mass" else 0.14))
+    soft = radius * (0.16 if lesion.kind == "mass" else 0.12)
+    body = 1 / (1 + np.exp(np.clip((distance - outline) / soft, -30, 30)))
+    # A sphere is thickest in its middle.
+    dome = 0.6 + 0.4 * np.sqrt(np.clip(1 - (distance / (outline * 1.1)) ** 2, 0, 1))
+    added = (0.26 if lesion.kind == "mass" else 0.3) * body * dome
+    if lesion.kind == "spiculated mass":
+        added = np.maximum(added, _spicules(rng, dx, dy, distance, angle, radius))
+    return (tissue + strength * added).astype(np.float32), distance < outline * 1.15
+
+
+def _ripple(rng: np.random.Generator, angle: Field, amount: float) -> Field:
+    """An irregular outline: a few harmonics of the angle."""
+    return sum(
+        (
+            rng.normal(0, amount / k**0.5) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
+            for k in (2, 3, 4, 5)
+        ),
+        np.zeros_like(angle),
+    ).astype(np.float32)
+
+
+def _spicules(
+    rng: np.random.Generator, dx: Field, dy: Field, distance: Field, angle: Field, radius: float
+) -> Field:
+    """Thin straight strands that leave the core in all directions and fade."""
+    strands = np.zeros_like(distance)
+    count = int(rng.integers(12, 20))
+    near = distance < radius * 3.2
+    for k in range(count):
+        direction = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
+        length = radius * rng.uniform(1.7, 2.8)
+        width = radius * rng.uniform(0.055, 0.1)
+        cos, sin = np.cos(direction), np.sin(direction)
+        along, across = dx * cos + dy * sin, -dx * sin + dy * cos
+        fade = np.clip(1 - along / length, 0, 1) * (along > 0)
+        strand = 0.24 * fade * np.exp(-((across / width) ** 2))
+        strands = np.where(near, np.maximum(strands, strand), strands)
+    return strands
+
+
+def _calcifications(
+    rng: np.random.Generator,
+    tissue: Field,
+    row: int,
+    column: int,
+    radius: float,
+    strength: float,
+    distance: Field,
+) -> tuple[Field, NDArray[np.bool_]]:
+    """Bright grains of unequal size, scattered within ``radius``, in slightly denser tissue."""
+    size = len(tissue)
+    picture = tissue + np.float32(0.1 * strength) * np.exp(-((distance / radius) ** 2))
+    for _ in range(int(rng.integers(18, 34))):
+        r = int(np.clip(row + rng.normal(0, radius * 0.45), 2, size - 3))
+        c = int(np.clip(column + rng.normal(0, radius * 0.45), 2, size - 3))
+        grain = rng.uniform(1.1, 2.4) * size / 512
+        picture = add_speck(picture, r, c, grain, float(rng.uniform(0.3, 0.5)) * strength)
+    return picture.astype(np.float32), distance < radius * 1.1
