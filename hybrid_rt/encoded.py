@@ -74,9 +74,11 @@ def image_to_8_bits(
     frame: int = 0,
 ) -> Image.Image:
     """An opened PIL image as mode L or RGB: decoded, upright, 8 bits, alpha over black."""
+    given = image
     check_size(*image.size)
     if frame:
         _seek(image, frame)
+        check_size(*image.size)  # each page of a TIFF file has its own
     high_byte_only = _is_reduced_colour(image)
     inverted = image.mode[0] in "IF" and _tag(image, _PHOTOMETRIC, 1) == 0
     image.load()
@@ -92,7 +94,11 @@ def image_to_8_bits(
         image = _stretch_colour(image)
     if upright is not None:
         image = image.transpose(upright)
-    return over_black(image)
+    image = over_black(image)
+    if image is given:
+        image = image.copy()
+    image.info = {}  # it is upright now: its EXIF data must not turn it once more
+    return image
 
 
 def check_size(width: int, height: int) -> None:
@@ -108,15 +114,22 @@ def check_size(width: int, height: int) -> None:
 
 def over_black(image: Image.Image) -> Image.Image:
     """Compose alpha over black, ``round(colour * alpha / 255)``; the result is L or RGB."""
-    if image.mode == "L" and "transparency" not in image.info:
+    keyed = "transparency" in image.info
+    if image.mode in ("L", "RGB") and not keyed:
         return image
-    if "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
+    if keyed and image.mode in ("1", "L", "P", "RGB"):
         image = image.convert("RGBA" if image.mode in ("P", "RGB") else "LA")
     if image.mode == "PA":
         image = image.convert("RGBA")
     opaque = _ALPHA.get(image.mode)
     if opaque is None:
-        return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        try:
+            return image.convert("L" if image.mode == "1" else "RGB")
+        except ValueError as err:
+            raise ImageError(
+                f"its colours are {image.mode}, which Pillow cannot convert; expected greyscale, "
+                "RGB, CMYK or a palette: convert it to RGB first"
+            ) from err
     if image.mode.endswith("a"):  # colour already multiplied by alpha
         bands = image.split()[:-1]
         return Image.merge(opaque, bands) if len(bands) > 1 else bands[0]
@@ -158,13 +171,12 @@ def _opener(head: bytes) -> Callable[[BinaryIO], Any]:
 
 
 def _seek(image: Image.Image, frame: int) -> None:
-    try:
-        image.seek(frame)
-    except EOFError as err:
-        count = getattr(image, "n_frames", 1)
+    count = getattr(image, "n_frames", 1)
+    if frame >= count:
         raise ImageError(
             f"frame {frame} was asked for and it has {count}; expected 0 to {count - 1}"
-        ) from err
+        )
+    image.seek(frame)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
@@ -183,10 +195,12 @@ def _tag(image: Image.Image, number: int, default: int) -> int:
 
 def _is_reduced_colour(image: Image.Image) -> bool:
     """True for colour of 16 bits a channel, of which Pillow keeps the high byte."""
+    if image.mode not in ("RGB", "RGBA", "CMYK"):
+        return False
     for tile in getattr(image, "tile", []):
         args = tile[3]
         rawmode = args[0] if isinstance(args, tuple) else args
-        if isinstance(rawmode, str) and ";16" in rawmode and not rawmode.startswith("I;"):
+        if isinstance(rawmode, str) and ";16" in rawmode:
             return True
     return False
 

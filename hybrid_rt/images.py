@@ -202,7 +202,8 @@ def _decode_path(
 ) -> Image.Image:
     try:
         with Path(path).open("rb") as stream:
-            return _decode_stream(stream, preprocess, float_range, frame)
+            whole = stream if stream.seekable() else io.BytesIO(stream.read())  # a pipe
+            return _decode_stream(whole, preprocess, float_range, frame)
     except FileNotFoundError as err:
         raise ImageError("no such file: check the path") from err
     except IsADirectoryError as err:
@@ -239,6 +240,16 @@ def _decode_image(
     frame: int,
 ) -> Image.Image:
     try:
+        name = getattr(image, "filename", "")
+        if (
+            image.format == "TIFF"
+            and name
+            and getattr(image, "tile", None)
+            and Path(name).is_file()
+        ):
+            # Not loaded yet. Pillow would map an uncompressed file into memory by its name, and
+            # shears it if it is stored on its side (seen with 13.0).
+            return _decode_path(name, preprocess, float_range, frame or image.tell())
         return image_to_8_bits(image, preprocess, float_range=float_range, frame=frame)
     except ImageError:
         raise
