@@ -1,0 +1,179 @@
+"""On an NVIDIA GPU: build the FP16 plan, run it, hold it against PyTorch.
+
+pytest -m gpu            # the tiny hybrid; add  -m "gpu and slow"  for the full-size one
+"""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from gpu_bundle import export_hybrid
+
+from hybrid_rt import HybridEngine
+from hybrid_rt.backends import SessionOptions
+from hybrid_rt.backends.trt import open_trt
+from hybrid_rt.bundle import Bundle
+from hybrid_rt.cuda_driver import cuda_device
+from hybrid_rt.errors import DeviceError
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
+
+
+def pixels(spec, batch, seed=0):
+    shape = (batch, spec.preprocess.height, spec.preprocess.width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def open_plan(folder, **options):
+    bundle = Bundle.load(folder)
+    options = SessionOptions(
+        spec=bundle.spec, bundle=bundle, entry=bundle.files["model.plan"], **options
+    )
+    return bundle.spec, open_trt(folder / "model.plan", options)
+
+
+def certify_plan(folder, model):
+    """The plan's own certificate, measured on this GPU."""
+    from hybrid_export.limits import LIMITS
+    from hybrid_export.parity import Reference, certify
+    from hybrid_export.runners import Runner, pytorch
+    from hybrid_export.verification import load_verification
+
+    spec, session = open_plan(folder)
+    images = load_verification(str(folder.parent / "pictures"), spec, limit=24)
+    reference = Reference.of(pytorch(model, spec), images)
+    certificate = certify(Runner(session.run, session.detail), reference, spec, LIMITS["fp16"])
+    session.close()
+    print(f"\n{session.detail}: {certificate.summary()}")
+    return certificate
+
+
+def test_the_plan_is_fp16_and_for_this_gpu(bundle):
+    entry = Bundle.load(bundle).files["model.plan"]
+    assert entry.precision == "fp16"
+    assert entry.receipt["weight_share"]["float16"] >= 0.95, entry.receipt
+    assert cuda_device().compute_capability in entry.built_for.compute_capability.split(",")
+
+
+def test_the_plan_equals_pytorch_within_the_limits_of_fp16(bundle, tiny_model):
+    certificate = certify_plan(bundle, tiny_model[0])
+    assert certificate.passed, certificate.failures
+
+
+@pytest.mark.slow
+def test_the_full_size_plan_equals_pytorch(tmp_path):
+    from tiny_hybrid import make_model
+
+    model, spec = make_model("vit_base_patch16_224", "resnet50", size=224)
+    folder = export_hybrid(tmp_path, model, spec, "--max-batch", "16")
+    certificate = certify_plan(folder, model)
+    assert certificate.passed, certificate.failures
+
+
+def test_selftest(bundle):
+    with HybridEngine(bundle / "model.plan") as engine:
+        result = engine.selftest()
+        assert result.passed, result
+
+
+def test_every_batch_size_gives_what_its_rows_give(bundle):
+    spec, session = open_plan(bundle)
+    for batch in (1, 2, 3, 8, 11):
+        images = pixels(spec, batch, seed=batch)
+        together = session.run(images)["logits"]
+        alone = np.concatenate([session.run(image[None])["logits"] for image in images])
+        gap = np.abs(together - alone).max()
+        assert gap < 1e-2, f"batch {batch}: {gap}"
+        assert (together.argmax(1) == alone.argmax(1)).mean() == 1 or gap < 4e-3
+    session.close()
+
+
+def test_graphs_on_and_off_are_equal(bundle):
+    loaded = Bundle.load(bundle)
+    options = SessionOptions(spec=loaded.spec, bundle=loaded, entry=loaded.files["model.plan"])
+    on = open_trt(bundle / "model.plan", options)
+    off = open_trt(bundle / "model.plan", options, graphs=False)
+    print(f"\n{on.detail}\n{off.detail}")
+    for batch in (1, 4, 1, 4, 1, 4):
+        images = pixels(loaded.spec, batch, seed=batch)
+        for name, values in on.run(images).items():
+            np.testing.assert_array_equal(values, off.run(images)[name], err_msg=name)
+    on.close()
+    off.close()
+
+
+def test_eight_threads_equal_one(bundle):
+    spec, session = open_plan(bundle)
+    batches = [pixels(spec, 1 + i % 4, seed=i) for i in range(200)]
+    serial = [session.run(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        for one, other in zip(serial, pool.map(session.run, batches), strict=True):
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    session.close()
+
+
+def test_beside_torch_on_the_same_gpu(bundle):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip(f"torch {torch.__version__} cannot use this GPU")
+    matrix = torch.randn(256, 256, device="cuda")
+    expected = (matrix @ matrix).cpu()
+    spec, session = open_plan(bundle)
+    images = pixels(spec, 2)
+    before = session.run(images)
+
+    def work(index):
+        if index % 2:
+            return torch.equal((matrix @ matrix).cpu(), expected)
+        return all(np.array_equal(v, before[n]) for n, v in session.run(images).items())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(100)))
+    session.close()
+    assert torch.equal((matrix @ matrix).cpu(), expected), "closing harmed torch's context"
+
+
+def test_many_calls_leak_no_device_memory(bundle):
+    import pycuda.driver
+
+    from hybrid_rt.cuda import open_gpu
+
+    spec, session = open_plan(bundle)
+    images = pixels(spec, 1)
+    for _ in range(100):
+        session.run(images)
+    gpu = open_gpu(cuda_device())
+    with gpu.active():
+        before, _ = pycuda.driver.mem_get_info()
+    for _ in range(10_000):
+        session.run(images)
+    with gpu.active():
+        after, _ = pycuda.driver.mem_get_info()
+    session.close()
+    assert before - after < 32 << 20, f"{(before - after) >> 20} MiB"
+
+
+def change_built_for(folder, **changes):
+    path = folder / "model.json"
+    data = json.loads(path.read_text())
+    data["files"]["model.plan"]["built_for"].update(changes)
+    path.write_text(json.dumps(data))
+
+
+def test_a_plan_for_another_gpu(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
+    with pytest.raises(DeviceError, match=r"built for compute capability 5\.2; this machine has"):
+        HybridEngine(folder / "model.plan")
+
+
+def test_rebuild(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "bundle")
+    change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
+    with HybridEngine(folder / "model.plan", rebuild=True) as engine:
+        assert engine.selftest().passed
+    built_for = Bundle.load(folder).files["model.plan"].built_for
+    assert built_for.compute_capability == cuda_device().compute_capability

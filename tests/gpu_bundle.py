@@ -1,0 +1,43 @@
+"""What the GPU tests stand on: whether they can run here, and bundles with plans for this GPU."""
+
+import importlib.util
+
+from tiny_hybrid import write_pictures
+
+from hybrid_rt.cuda_driver import cuda_device, driver_problem
+from hybrid_rt.tensorrt_library import installed_libraries
+
+
+def why_not():
+    """Why the GPU tests cannot run here; None where they can."""
+    problem = driver_problem()
+    if problem is not None:
+        return problem
+    if not installed_libraries():
+        return "neither tensorrt nor tensorrt_rtx is installed: pip install 'hybrid-rt[gpu]'"
+    if importlib.util.find_spec("pycuda") is None:
+        return "PyCUDA is not installed: pip install 'hybrid-rt[gpu]'"
+    return None
+
+
+def plan_flags():
+    """The exporter's flags for a plan of this machine."""
+    if "tensorrt" in installed_libraries():
+        return ["--tensorrt"]
+    major, _, minor = cuda_device().compute_capability.partition(".")
+    return ["--tensorrt-rtx", f"SM{major}{minor}"]
+
+
+def export_hybrid(folder, model, spec, *flags, count=24):
+    """A bundle with an FP16 plan, made by the command that a user types."""
+    from hybrid_export.cli import main
+    from hybrid_train.checkpoint import save_checkpoint
+
+    save_checkpoint(folder / "best.safetensors", model, spec)
+    pictures = write_pictures(folder / "pictures", count)
+    arguments = [
+        *(str(folder / "best.safetensors"), "--fp16", "--output", str(folder / "bundle")),
+        *("--verify", str(pictures), *plan_flags(), *flags),
+    ]
+    assert main(arguments) == 0
+    return folder / "bundle"
