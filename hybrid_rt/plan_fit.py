@@ -31,13 +31,13 @@ def gpu_mismatch(built_for: BuiltFor, device: CudaDevice) -> str | None:
 def version_mismatch(built_for: BuiltFor, version: str) -> str | None:
     """How the plan's TensorRT and this one differ, naming both; None where the plan fits.
 
-    Versions are equal when their first three numbers are. A version-compatible plan also runs on
-    later releases of its major version.
+    Versions are equal when their first three numbers are. A version-compatible plan also runs with
+    later releases; how much later is for TensorRT to say.
     """
     built, here = _numbers(built_for.version)[:3], _numbers(version)[:3]
     if built == here:
         return None
-    if built_for.version_compatible and built[:1] == here[:1] and built <= here:
+    if built_for.version_compatible and built <= here:
         return None
     name = title(built_for.library)
     return f"was built with {name} {built_for.version}; this machine has {name} {version}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from hybrid_rt.plan_network import constrain_types, network_receipt
 from hybrid_rt.tensorrt_library import TensorRTLibrary, load_tensorrt
 
 Emit = Callable[[dict[str, Any]], None]
+
+_NEWEST_OPSET_OF_8 = 17
 
 #: Severities of TensorRT's log, by number; VERBOSE (4) is not kept.
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
@@ -56,6 +59,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
     builder = trt.Builder(logger)
     network = builder.create_network(library.network_flags)
     _parse(trt, network, logger, request.onnx_path, log)
+    _check_opset(library, log, request.onnx_path)
     config = builder.create_builder_config()
     _configure(library, config, request)
     max_batch = _add_profile(builder, network, config, request)
@@ -95,8 +99,13 @@ class _Log:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._errors: list[str] = []
+        #: The graph's opset, which the parser logs.
+        self.opset: int | None = None
 
     def add(self, severity: int, text: str) -> None:
+        found = re.search(r"Opset version:\s*(\d+)", text)
+        if found is not None:
+            self.opset = int(found[1])
         if severity < 2:
             self._errors.append(text.strip())
         if severity < len(_SEVERITIES):
@@ -154,6 +163,16 @@ def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> No
     raise ModelFileError(f"TensorRT's ONNX parser refuses {onnx_path}: {text}")
 
 
+def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
+    """TensorRT 8 takes opset 18 and then reduces over all axes, since it reads no axes inputs."""
+    if library.strongly_typed or log.opset is None or log.opset <= _NEWEST_OPSET_OF_8:
+        return
+    raise ModelFileError(
+        f"{onnx_path} is opset {log.opset}; {library.label} reads {_NEWEST_OPSET_OF_8} at most: "
+        f"export again with --opset {_NEWEST_OPSET_OF_8}"
+    )
+
+
 def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> None:
     trt = library.module
     if request.workspace_bytes is not None:
@@ -170,6 +189,9 @@ def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> 
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if request.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if library.ahead_of_time and not request.compute_capabilities:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     if request.compute_capabilities:
         known = _known_capabilities(library)
         config.num_compute_capabilities = len(request.compute_capabilities)

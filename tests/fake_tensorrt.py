@@ -8,7 +8,6 @@ of that file. The toy engine answers with each picture's mean.
 
 import functools
 import inspect
-import itertools
 import json
 import threading
 import time
@@ -221,13 +220,14 @@ def _implementations(trt, cuda, parse, delay):
     class OnnxParser:
         def __init__(self, network, logger):
             assert isinstance(logger, trt.ILogger)
-            self._network = network
+            self._network, self._logger = network, logger
             self._failed = False
 
         num_errors = property(lambda self: int(self._failed))
 
         def parse_from_file(self, model):
             assert isinstance(model, str)
+            self._logger.log(_Value("INFO", 3), f"Opset version:    {opset_of(model)}")
             self._failed = not parse(trt, self._network, model)
             return not self._failed
 
@@ -398,15 +398,19 @@ def _implementations(trt, cuda, parse, delay):
     class IExecutionContext:
         def __init__(self, engine, config):
             self._engine_, self._config = engine, config
-            self._addresses, self._batch, self._profile, self._aux = {}, None, 0, None
+            self._addresses, self._batch, self._aux = {}, None, None
+            self._profile = None if engine._contexts else 0
+            self._settled = False
             self._users = threading.Semaphore(1)
 
         def set_input_shape(self, name, shape):
-            low, high = self._engine_._facts["profiles"][self._profile]
+            assert self._profile is not None or "batch" in self._engine_._facts, "no profile chosen"
+            low, high = self._engine_._facts["profiles"][self._profile or 0]
             size = self._engine_._facts["size"]
             assert name == "images"
             if not low <= shape[0] <= high or tuple(shape[1:]) != (size, size, 3):
                 return False
+            self._settled = self._settled and self._batch == shape[0]
             self._batch = shape[0]
             return True
 
@@ -427,6 +431,9 @@ def _implementations(trt, cuda, parse, delay):
         def execute_async_v3(self, stream_handle):
             cuda.need_context()
             assert stream_handle not in (self._aux or [])
+            recording = cuda.live["streams"][stream_handle].recorded is not None
+            assert self._settled or not recording, "recorded before a run with that shape"
+            self._settled = True
             if not self._users.acquire(blocking=False):
                 raise AssertionError("two threads in one execution context")
             try:
@@ -457,7 +464,13 @@ def plan_bytes(trt, size=32, profiles=((1, 8),), **facts):
     return b"plan " + json.dumps({"size": size, "profiles": profiles, **facts}).encode()
 
 
-_names = itertools.count()
+def opset_of(path):
+    """The opset of an ONNX file; 0 where there is none."""
+    import onnx
+
+    if not Path(path).exists():
+        return 0
+    return next(o.version for o in onnx.load(path).opset_import if not o.domain)
 
 
 def parse_onnx(trt, network, path):

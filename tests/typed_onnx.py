@@ -7,7 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 TYPES = {np.float16: TensorProto.FLOAT16, np.float32: TensorProto.FLOAT}
 
 
-def write_typed_onnx(path, dtype=np.float16, *, batch="batch", size=32, unknown_operator=False):
+def write_typed_onnx(
+    path, dtype=np.float16, *, batch="batch", size=32, opset=17, unknown_operator=False
+):
     """uint8 NHWC images to probabilities, logits and features; weights and layers in ``dtype``."""
     random = np.random.default_rng(0)
     kind = TYPES[dtype]
@@ -18,7 +20,6 @@ def write_typed_onnx(path, dtype=np.float16, *, batch="batch", size=32, unknown_
         "shift": np.zeros(16, dtype),
         "weight": random.standard_normal((16, 2)).astype(dtype),
         "scale": np.array([1 / 255], np.float32),
-        "axes": np.array([2, 3], np.int64),
     }
     make = helper.make_node
     nodes = [
@@ -29,13 +30,16 @@ def write_typed_onnx(path, dtype=np.float16, *, batch="batch", size=32, unknown_
         make("Conv", ["half", "kernel", "bias"], ["map"], name="conv", strides=[4, 4]),
         make("Relu", ["map"], ["active"], name="relu"),
         make("Cast", ["active"], ["wide"], name="widen", to=TensorProto.FLOAT),
-        make("ReduceMean", ["wide", "axes"], ["features"], name="pool", keepdims=0),
+        make("ReduceMean", ["wide"], ["features"], name="pool", axes=[2, 3], keepdims=0),
         make("Cast", ["features"], ["pooled"], name="narrow_again", to=kind),
         make("LayerNormalization", ["pooled", "gain", "shift"], ["normal"], name="norm"),
         make("MatMul", ["normal", "weight"], ["product"], name="head"),
         make("Cast", ["product"], ["logits"], name="widen_logits", to=TensorProto.FLOAT),
         make("Softmax", ["logits"], ["probabilities"], name="softmax", axis=-1),
     ]
+    if opset >= 18:  # the axes became an input
+        arrays["axes"] = np.array([2, 3], np.int64)
+        nodes[7] = make("ReduceMean", ["wide", "axes"], ["features"], name="pool", keepdims=0)
     if unknown_operator:
         nodes[5] = make("Weird", ["map"], ["active"], name="weird_one", domain="nobody")
     outputs = {"probabilities": 2, "logits": 2, "features": 16}
@@ -47,6 +51,6 @@ def write_typed_onnx(path, dtype=np.float16, *, batch="batch", size=32, unknown_
         [info(name, TensorProto.FLOAT, [batch, width]) for name, width in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in arrays.items()],
     )
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("nobody", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("nobody", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path

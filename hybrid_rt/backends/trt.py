@@ -50,7 +50,7 @@ class TensorRTSession:
             return Lane(
                 gpu,
                 engine.context(),
-                profile=batches.profile,
+                profile=batches.profile if batches.dynamic else None,
                 largest=batches.largest,
                 images=engine.images,
                 outputs=engine.outputs,
@@ -110,7 +110,7 @@ class TensorRTSession:
         return outputs
 
     def _warm_up(self) -> str | None:
-        """Run the smallest batch, then once more with its graph; why there is no graph, if so."""
+        """Run the smallest batch until its graph is recorded; why there is no graph, if so."""
         batches = self._ranges[0]
         images = np.zeros((batches.smallest, *self._row), np.uint8)
         with self._lanes.borrow(batches) as lane:

@@ -60,11 +60,15 @@ def runtime_log(library: TensorRTLibrary) -> RuntimeLog:
 
 @dataclass(frozen=True)
 class BatchRange:
-    """Batch sizes that one optimization profile takes, both ends included."""
+    """Batch sizes that one optimization profile takes, both ends included.
+
+    ``dynamic`` is False for a plan whose batch is fixed in the graph, which has no profile.
+    """
 
     profile: int
     smallest: int
     largest: int
+    dynamic: bool = True
 
 
 class PlanEngine:
@@ -190,7 +194,7 @@ class PlanEngine:
         engine, name = self._engine, self.images.name
         fixed = int(engine.get_tensor_shape(name)[0])
         if fixed != -1:
-            return (BatchRange(0, fixed, fixed),)
+            return (BatchRange(0, fixed, fixed, dynamic=False),)
         ranges = []
         for profile in range(engine.num_optimization_profiles):
             low, _, high = engine.get_tensor_profile_shape(name, profile)

@@ -38,8 +38,8 @@ class Tensor:
 class Lane:
     """Runs batches up to ``largest`` on one execution context; one thread at a time.
 
-    ``bindings`` is the module of cuda-bindings, or None for no graphs. Make, use and close it with
-    the Gpu active.
+    ``profile`` is None for a plan of fixed batch. ``bindings`` is the module of cuda-bindings, or
+    None for no graphs. Make, use and close it with the Gpu active.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Lane:
         gpu: Gpu,
         context: Any,
         *,
-        profile: int,
+        profile: int | None,
         largest: int,
         images: Tensor,
         outputs: tuple[Tensor, ...],
@@ -86,12 +86,14 @@ class Lane:
                 f"set the batch to {batch}",
             )
             self._batch = batch
-        graph = self._graph(batch)
+        graph = self._graphs.get(batch)
         if graph is None:
             self._queue(batch)
         else:
             graph.launch(self._stream.handle)
         self._stream.synchronize()
+        if graph is None and self._bindings is not None:
+            self._record(batch)
         return {
             t.name: np.array(self._host[t.name][:batch], dtype=np.float32) for t in self._outputs
         }
@@ -109,9 +111,9 @@ class Lane:
         self._device, self._host = {}, {}
         self._aux, self._stream = [], None
 
-    def _set_up(self, profile: int, largest: int, aux_streams: int) -> None:
+    def _set_up(self, profile: int | None, largest: int, aux_streams: int) -> None:
         gpu, context = self._gpu, self._context
-        if profile:  # a new context has profile 0
+        if profile is not None:  # only an engine's first context has one by itself
             self._require(
                 context.set_optimization_profile_async(profile, self._stream.handle),
                 f"choose the optimization profile {profile}",
@@ -137,28 +139,23 @@ class Lane:
             host = self._host[tensor.name][:batch]
             self._gpu.copy_to_host(host, int(self._device[tensor.name]), stream)
 
-    def _graph(self, batch: int) -> CudaGraph | None:
-        """The graph of a batch size; recorded when the size comes the second time.
+    def _record(self, batch: int) -> None:
+        """Record a graph for a batch size that came the second time, right after it ran.
 
-        The first time it runs as it is: TensorRT sets itself up for a shape in the first run, and
-        that cannot be recorded.
+        TensorRT sets itself up for a new shape in the first run after the change, which cannot be
+        recorded; so a graph is recorded when the last run had the same shape.
         """
-        if self._bindings is None or self.graph_problem is not None:
-            return None
-        if batch in self._graphs:
-            return self._graphs[batch]
-        if batch not in self._seen or len(self._graphs) >= _MOST_GRAPHS:
+        if self.graph_problem is not None or len(self._graphs) >= _MOST_GRAPHS:
+            return
+        if batch not in self._seen:
             self._seen.add(batch)
-            return None
+            return
         try:
-            graph = CudaGraph.record(
+            self._graphs[batch] = CudaGraph.record(
                 self._bindings, self._stream.handle, lambda: self._queue(batch)
             )
         except BackendError as err:
             self.graph_problem = str(err)
-            return None
-        self._graphs[batch] = graph
-        return graph
 
     def _require(self, done: object, what: str) -> None:
         if not done:

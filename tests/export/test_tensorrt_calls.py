@@ -59,6 +59,7 @@ def test_every_version_builds(machine, tmp_path):
     assert events[-1] == {"progress": 1.0, "phase": "done"}
     assert any(0 < e.get("progress", 0) < 1 for e in events) == (machine.version != "8.6")
     assert machine.cuda.stack == []
+    assert config._targets == ({0: "CURRENT"} if machine.version == "rtx" else {})
     if machine.version == "8.6":
         assert network._network_flags == 1, "expected EXPLICIT_BATCH"
         assert config._set_flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
@@ -189,6 +190,11 @@ def test_a_failed_build_says_what_tensorrt_said(machine, tmp_path):
     machine.trt.build_fails = True
     with pytest.raises(BackendError, match="could not find any implementation"):
         build_on(machine, tmp_path)
+
+
+def test_86_refuses_an_opset_it_reads_wrongly(machine86, tmp_path):
+    with pytest.raises(ModelFileError, match=r"is opset 18; TensorRT 8\.6\.1 reads 17 at most"):
+        build_on(machine86, tmp_path, graph={"opset": 18})
 
 
 def test_86_has_no_bfloat16(machine86):

@@ -113,7 +113,7 @@ def test_the_input_may_be_read_only_and_change_afterwards(machine10, tmp_path):
     check(session.run(pixels), pixels)
 
 
-def test_graphs_are_recorded_the_second_time_and_give_the_same(machine10, tmp_path):
+def test_graphs_are_recorded_the_second_time_and_then_used(machine10, tmp_path):
     plain = open_plan(machine10, tmp_path, graphs=False)
     session = open_plan(machine10, tmp_path)
     assert "CUDA graphs" in session.detail
@@ -121,7 +121,7 @@ def test_graphs_are_recorded_the_second_time_and_give_the_same(machine10, tmp_pa
     launches = machine10.cuda.launches
     pixels = images(4)
     first, second, third = (session.run(pixels) for _ in range(3))
-    assert machine10.cuda.launches == launches + 2, "expected graphs in the second and third run"
+    assert machine10.cuda.launches == launches + 1, "expected a graph in the third run"
     for outputs in (first, second, third):
         check(outputs, pixels)
         for name, values in plain.run(pixels).items():
