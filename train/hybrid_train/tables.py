@@ -133,7 +133,7 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
 
 
 def phantom_rows(bounds: tuple[int, int], *, seed: int) -> list[dict[str, Any]]:
-    """Rows of the patients from bounds[0] up to bounds[1]; made in a thread (NumPy works outside the GIL)."""
+    """Rows of the patients from bounds[0] up to bounds[1]; made in a thread."""
     from hybrid_train.phantom import generate
 
     start, stop = (int(b) for b in bounds)
