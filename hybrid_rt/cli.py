@@ -35,7 +35,7 @@ exit codes: 0 done, 1 a picture or the machine failed, 2 wrong usage or a bad mo
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)  # options may stand among the IMAGEs
     try:
         return _run(args)
     except HybridError as err:

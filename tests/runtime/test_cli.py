@@ -40,6 +40,12 @@ def test_formats_to_files(tiny, pictures, tmp_path, capsys):
     ]  # fmt: skip
 
 
+def test_options_may_stand_anywhere(tiny, pictures, capsys):
+    first, second = str(pictures[0]), str(pictures[1])
+    assert main(["--format", "jsonl", str(tiny), first, "--batch-size", "1", second]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
 def test_globs_and_nested_folders(tiny, pictures, tmp_path, capsys):
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
@@ -113,7 +119,7 @@ def test_explain_writes_overlays(bundle_folder, pictures, tmp_path, capsys):
 def test_selftest_and_info(bundle_folder, capsys):
     assert main([str(bundle_folder), "--selftest"]) == 0
     assert "self-test passed: 2 golden images" in capsys.readouterr().out
-    assert main([str(bundle_folder), "--info"]) == 0
+    assert main([str(bundle_folder), "--info"]) == 0  # and no IMAGE
     assert json.loads(capsys.readouterr().out)["reason"].startswith("fastest certified")
 
 
