@@ -36,11 +36,21 @@ def add_lesion(
     row, column = place_inside(rng, anatomy, 0.72)
     radius = lesion.radius * size / 512
     strength = lesion.contrast * contrast
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32)
+    # Nothing of a lesion reaches further than its longest spicule.
+    reach = int(radius * 3) + 1
+    rows = slice(max(0, row - reach), min(size, row + reach + 1))
+    columns = slice(max(0, column - reach), min(size, column + reach + 1))
+    y, x = np.mgrid[rows, columns].astype(np.float32)
     dx, dy = x - column, y - row
-    distance, angle = np.hypot(dx, dy), np.arctan2(dy, dx)
+    distance = np.hypot(dx, dy)
+    mask = np.zeros((size, size), bool)
+    tissue = tissue.copy()
     if lesion.kind == "calcifications":
-        return _calcifications(rng, tissue, row, column, radius, strength, distance)
+        tissue[rows, columns] += 0.1 * strength * np.exp(-((distance / radius) ** 2))
+        _add_grains(rng, tissue, row, column, radius, strength)
+        mask[rows, columns] = distance < radius * 1.1
+        return tissue, mask
+    angle = np.arctan2(dy, dx)
     outline = radius * (1 + _ripple(rng, angle, 0.09 if lesion.kind == "mass" else 0.14))
     soft = radius * (0.16 if lesion.kind == "mass" else 0.12)
     body = 1 / (1 + np.exp(np.clip((distance - outline) / soft, -30, 30)))
@@ -48,8 +58,10 @@ def add_lesion(
     dome = 0.6 + 0.4 * np.sqrt(np.clip(1 - (distance / (outline * 1.1)) ** 2, 0, 1))
     added = (0.26 if lesion.kind == "mass" else 0.3) * body * dome
     if lesion.kind == "spiculated mass":
-        added = np.maximum(added, _spicules(rng, dx, dy, distance, angle, radius))
-    return (tissue + strength * added).astype(np.float32), distance < outline * 1.15
+        added = np.maximum(added, _spicules(rng, dx, dy, radius))
+    tissue[rows, columns] += strength * added
+    mask[rows, columns] = distance < outline * 1.15
+    return tissue, mask
 
 
 def _ripple(rng: np.random.Generator, angle: Field, amount: float) -> Field:
@@ -63,40 +75,29 @@ def _ripple(rng: np.random.Generator, angle: Field, amount: float) -> Field:
     ).astype(np.float32)
 
 
-def _spicules(
-    rng: np.random.Generator, dx: Field, dy: Field, distance: Field, angle: Field, radius: float
-) -> Field:
+def _spicules(rng: np.random.Generator, dx: Field, dy: Field, radius: float) -> Field:
     """Thin straight strands that leave the core in all directions and fade."""
-    strands = np.zeros_like(distance)
+    strands = np.zeros_like(dx)
     count = int(rng.integers(12, 20))
-    near = distance < radius * 3.2
     for k in range(count):
         direction = 2 * np.pi * (k + rng.uniform(-0.3, 0.3)) / count
         length = radius * rng.uniform(1.7, 2.8)
         width = radius * rng.uniform(0.055, 0.1)
-        cos, sin = np.cos(direction), np.sin(direction)
-        along, across = dx * cos + dy * sin, -dx * sin + dy * cos
+        cos, sin = np.float32(np.cos(direction)), np.float32(np.sin(direction))
+        along, across = dx * cos + dy * sin, dy * cos - dx * sin
         fade = np.clip(1 - along / length, 0, 1) * (along > 0)
         strand = 0.24 * fade * np.exp(-((across / width) ** 2))
-        strands = np.where(near, np.maximum(strands, strand), strands)
+        strands = np.maximum(strands, strand)
     return strands
 
 
-def _calcifications(
-    rng: np.random.Generator,
-    tissue: Field,
-    row: int,
-    column: int,
-    radius: float,
-    strength: float,
-    distance: Field,
-) -> tuple[Field, NDArray[np.bool_]]:
-    """Bright grains of unequal size, scattered within ``radius``, in slightly denser tissue."""
+def _add_grains(
+    rng: np.random.Generator, tissue: Field, row: int, column: int, radius: float, strength: float
+) -> None:
+    """Bright grains of unequal size, scattered within ``radius``; changes ``tissue``."""
     size = len(tissue)
-    picture = tissue + np.float32(0.1 * strength) * np.exp(-((distance / radius) ** 2))
     for _ in range(int(rng.integers(18, 34))):
         r = int(np.clip(row + rng.normal(0, radius * 0.45), 2, size - 3))
         c = int(np.clip(column + rng.normal(0, radius * 0.45), 2, size - 3))
         grain = rng.uniform(1.1, 2.4) * size / 512
-        picture = add_speck(picture, r, c, grain, float(rng.uniform(0.3, 0.5)) * strength)
-    return picture.astype(np.float32), distance < radius * 1.1
+        add_speck(tissue, r, c, grain, float(rng.uniform(0.3, 0.5)) * strength)
