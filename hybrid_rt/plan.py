@@ -96,15 +96,20 @@ def build_plan(
             "hardware_compatible does not apply to TensorRT-RTX; list the GPUs instead, such as "
             "compute_capabilities=('SM86', 'SM89')"
         )
+    environment = dict(os.environ)
     if not capabilities:
-        cuda_device(device)  # raises before anything is started
+        index = cuda_device(device).index  # raises before anything is started
+        if index > 0:  # TensorRT builds for the first GPU that it sees
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            environment["CUDA_VISIBLE_DEVICES"] = (
+                visible.split(",")[index] if visible else str(index)
+            )
     with atomic_path(plan_path) as temporary:
         request = BuildRequest(
             onnx_path=str(onnx_path.resolve()),
             plan_path=str(temporary.resolve()),
             library=chosen,
             compute_capabilities=capabilities,
-            device=device,
             max_batch=max_batch,
             opt_batch=opt_batch,
             workspace_bytes=workspace_bytes,
@@ -112,7 +117,8 @@ def build_plan(
             version_compatible=version_compatible,
             hardware_compatible=hardware_compatible,
         )
-        result, log = _run_worker(request, progress, None if log_path is None else Path(log_path))
+        kept = None if log_path is None else Path(log_path)
+        result, log = _run_worker(request, environment, progress, kept)
     return BuiltPlan(plan_path, result["built_for"], result["receipt"], log)
 
 
@@ -154,12 +160,15 @@ def _choose_library(library: LibraryName | Literal["auto"], ahead_of_time: bool)
 
 
 def _run_worker(
-    request: BuildRequest, progress: Progress | None, log_path: Path | None
+    request: BuildRequest,
+    environment: dict[str, str],
+    progress: Progress | None,
+    log_path: Path | None,
 ) -> tuple[dict[str, Any], str]:
     """Start the worker, pass its progress on, and return its result and log."""
     reader, writer = os.pipe()
     package_root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
     log: list[str] = []
     answer: dict[str, Any] = {}
     with tempfile.TemporaryFile() as output, os.fdopen(reader, encoding="utf-8") as events:
@@ -170,7 +179,7 @@ def _run_worker(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writer,),
-                env={**os.environ, "PYTHONPATH": path},
+                env={**environment, "PYTHONPATH": path},
             )
         finally:
             os.close(writer)

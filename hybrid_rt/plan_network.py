@@ -7,6 +7,8 @@ do the same by themselves (strong typing); TensorRT 8.6 is free to choose, so ea
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -40,6 +42,14 @@ _NAMES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+
+#: How the engine inspector writes types, in the order to look for them.
+_INSPECTED = (
+    (r"bf16|bfloat16", "bfloat16"),
+    (r"fp16|half", "float16"),
+    (r"int8", "int8"),
+    (r"fp32|float", "float32"),
+)
 
 #: Layers whose kernel is a property; the others get theirs from constants.
 _KERNEL_CLASSES = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
@@ -146,6 +156,41 @@ def network_receipt(library: TensorRTLibrary, network: Any) -> dict[str, Any]:
             dtype = "int8" if name in quantized else types[name]
             layers["matmul" if kind == "MATRIX_MULTIPLY" else "convolution"][dtype] += 1
     return {"measured_on": "tensorrt network", **summarize_types(weights, layers)}
+
+
+def engine_layers(information: str) -> dict[str, Any] | None:
+    """What TensorRT's engine inspector says of a built engine, by type; None where nothing.
+
+    ``information`` is its JSON text. ``{"layers": {"float16": 61, "float32": 4}, "weights":
+    {"float16": 25503912}}``: layers by the type of their first output, and the elements of those
+    weights that the inspector lists (fused layers of a transformer list none).
+    """
+    try:
+        listed = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    layers: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for layer in listed:
+        if not isinstance(layer, dict):  # the engine keeps names only
+            continue
+        outputs = layer.get("Outputs") or [{}]
+        layers[_inspected_type(outputs[0].get("Format/Datatype", ""))] += 1
+        for part in ("Weights", "Bias"):
+            facts = layer.get(part)
+            if isinstance(facts, dict) and facts.get("Count"):
+                weights[_inspected_type(str(facts.get("Type", "")))] += int(facts["Count"])
+    if not layers:
+        return None
+    return {"layers": dict(sorted(layers.items())), "weights": dict(sorted(weights.items()))}
+
+
+def _inspected_type(text: str) -> str:
+    """The type in the inspector's words, such as "Channel major FP16 format" or "Half"."""
+    for pattern, name in _INSPECTED:
+        if re.search(pattern, text, re.IGNORECASE):
+            return name
+    return "other"
 
 
 def summarize_types(weight_bytes: Counter[str], layers: dict[str, Counter[str]]) -> dict[str, Any]:

@@ -12,17 +12,15 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hybrid_rt.cuda_driver import cuda_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
-from hybrid_rt.plan_network import constrain_types, network_receipt
+from hybrid_rt.plan_network import constrain_types, engine_layers, network_receipt
+from hybrid_rt.plan_progress import Emit, make_monitor
 from hybrid_rt.tensorrt_library import TensorRTLibrary, load_tensorrt
-
-Emit = Callable[[dict[str, Any]], None]
 
 _NEWEST_OPSET_OF_8 = 17
 
@@ -32,13 +30,12 @@ _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
 
 @dataclass(kw_only=True)
 class BuildRequest:
-    """What to build. ``compute_capabilities`` are such as "8.9"; empty means this machine's GPU."""
+    """What to build. ``compute_capabilities`` ("8.9") is empty for this machine's first GPU."""
 
     onnx_path: str
     plan_path: str
     library: str
     compute_capabilities: list[str] = field(default_factory=list)
-    device: str = "cuda:0"
     max_batch: int = 8
     opt_batch: int = 8
     workspace_bytes: int | None = None
@@ -68,7 +65,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
         log.add(3, f"{told} layers held to the types of the ONNX graph")
     receipt = network_receipt(library, network)
     cache = _load_timing_cache(library, config, request, log)
-    monitor = _make_monitor(library, emit)
+    monitor = make_monitor(library, emit)
     if monitor is not None:
         config.progress_monitor = monitor
     emit({"progress": 0.0, "phase": "building"})
@@ -79,6 +76,10 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
         file.write(plan)
     if cache is not None and request.timing_cache is not None:
         _save_timing_cache(config, request.timing_cache)
+    if not request.compute_capabilities:  # the plan is for the GPU in this machine
+        engine = _inspect(library, logger, plan, host_code=request.version_compatible)
+        if engine is not None:
+            receipt["engine"] = engine
     emit({"progress": 1.0, "phase": "done"})
     return {
         "built_for": {
@@ -91,6 +92,21 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
         },
         "receipt": receipt,
     }
+
+
+def _inspect(
+    library: TensorRTLibrary, logger: Any, plan: Any, *, host_code: bool
+) -> dict[str, Any] | None:
+    """What is in the engine, asked of the engine itself."""
+    runtime = library.module.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(f"{library.label} cannot load the plan that it has just built")
+    inspector = engine.create_engine_inspector()
+    formats = library.module.LayerInformationFormat
+    return engine_layers(str(inspector.get_engine_information(formats.JSON)))
 
 
 class _Log:
@@ -132,7 +148,7 @@ def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
     """The compute capabilities the plan is for, such as "8.9" or "8.9,12.0"."""
     if request.compute_capabilities:
         return ",".join(request.compute_capabilities)
-    device = cuda_device(request.device)
+    device = cuda_device()
     known = _known_capabilities(library) if library.ahead_of_time else {}
     if known and device.compute_capability not in known:
         raise DeviceError(
@@ -251,67 +267,6 @@ def _save_timing_cache(config: Any, path: str) -> None:
 
     with atomic_path(path) as temporary:
         temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-
-
-def _make_monitor(library: TensorRTLibrary, emit: Emit) -> Any:
-    return _progress_monitor(library.module, emit) if library.has_progress else None
-
-
-def _progress_monitor(trt: Any, emit: Emit) -> Any:
-    tracker = _ProgressTracker(emit)
-
-    class PlanMonitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            tracker.start(phase_name, parent_phase, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            tracker.step(phase_name, step)
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            tracker.finish(phase_name)
-
-    return PlanMonitor()
-
-
-class _ProgressTracker:
-    """One fraction out of TensorRT's nested phases; called from several of its threads."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._lock = threading.Lock()
-        self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, done
-        self._fraction = 0.0
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        with self._lock:
-            self._phases[phase] = (parent, max(int(steps), 1), 0)
-            self._report(phase)
-
-    def step(self, phase: str, step: int) -> None:
-        with self._lock:
-            if phase in self._phases:
-                parent, steps, _ = self._phases[phase]
-                self._phases[phase] = (parent, steps, min(int(step) + 1, steps))
-                self._report(phase)
-
-    def finish(self, phase: str) -> None:
-        with self._lock:
-            self._phases.pop(phase, None)
-
-    def _report(self, phase: str) -> None:
-        name: str | None = phase
-        fraction, seen = 0.0, set()
-        while name in self._phases and name not in seen:
-            seen.add(name)
-            name, steps, done = self._phases[name]
-            fraction = min((done + fraction) / steps, 1.0)
-        if fraction - self._fraction >= 0.002:
-            self._fraction = fraction
-            self._emit({"progress": round(fraction, 4), "phase": phase})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -317,11 +317,9 @@ def _implementations(trt, cuda, parse, delay):
 
     class Runtime:
         def __init__(self, logger):
-            cuda.need_context()
             self._logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine):
-            cuda.need_context()
             data = bytes(serialized_engine)
             if not data.startswith(b"plan "):
                 self._logger.log(_Value("ERROR", 1), "magic tag does not match")
@@ -373,6 +371,17 @@ def _implementations(trt, cuda, parse, delay):
 
         def create_runtime_config(self):
             return trt.IRuntimeConfig()
+
+        def create_engine_inspector(self):
+            return trt.EngineInspector()
+
+    class EngineInspector:
+        def get_engine_information(self, format):
+            assert format.name == "JSON"
+            half = [{"Name": "features", "Format/Datatype": "Row major linear FP16 format"}]
+            full = [{"Name": "logits", "Format/Datatype": "Float"}]
+            conv = {"Outputs": half, "Weights": {"Type": "Half", "Count": 768}}
+            return json.dumps({"Layers": [conv, {"Outputs": full}, {"Outputs": half}]})
 
     class IRuntimeCache:
         def __init__(self):

@@ -6,11 +6,7 @@ caller of ``run`` borrows a lane (execution context, stream, pinned buffers); ou
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import weakref
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +15,11 @@ from numpy.typing import NDArray
 from hybrid_rt.backends import SessionOptions
 from hybrid_rt.backends.trt_engine import BatchRange, PlanEngine, cut_batch, runtime_cache_path
 from hybrid_rt.backends.trt_lane import Lane
+from hybrid_rt.backends.trt_pool import LanePool
 from hybrid_rt.bundle import BundleFile
 from hybrid_rt.cuda import Gpu, load_graph_driver, open_gpu
 from hybrid_rt.cuda_driver import CudaDevice, cuda_device
-from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
+from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.files import sha256_file
 from hybrid_rt.plan_fit import gpu_mismatch, rebuild_advice, rebuild_plan, version_mismatch
 from hybrid_rt.tensorrt_library import LibraryName, TensorRTLibrary, load_tensorrt, title
@@ -117,103 +114,6 @@ class TensorRTSession:
             lane.run(images)
             lane.run(images)
             return lane.graph_problem
-
-
-class LanePool:
-    """Lanes for each optimization profile, made when they are needed, at most ``limit`` of each."""
-
-    def __init__(
-        self,
-        gpu: Gpu,
-        make: Callable[[BatchRange], Lane],
-        release: Callable[[], None],
-        limit: int,
-    ) -> None:
-        self._gpu = gpu
-        self._make = make
-        self._release = release  # called once, when the last lane is gone
-        self._limit = limit
-        self._changed = threading.Condition()
-        self._idle: dict[int, list[Lane]] = defaultdict(list)
-        self._made: Counter[int] = Counter()
-        self._closed = False
-
-    @contextlib.contextmanager
-    def borrow(self, batches: BatchRange) -> Iterator[Lane]:
-        """A lane for this thread alone, with the GPU active. Waits where all are in use."""
-        lane = self._take(batches)
-        whole = False
-        try:
-            with self._gpu.active():
-                yield lane
-                whole = True
-        finally:
-            self._give_back(batches, lane, whole)
-
-    def close(self) -> None:
-        """Free the idle lanes now and the others when they come back. May be called twice."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            idle = [lane for lanes in self._idle.values() for lane in lanes]
-            for profile, lanes in self._idle.items():
-                self._made[profile] -= len(lanes)
-            self._idle.clear()
-            last = self._made.total() == 0
-            self._changed.notify_all()
-        with self._gpu.active():
-            for lane in idle:
-                lane.close()
-            if last:
-                self._release()
-
-    def _take(self, batches: BatchRange) -> Lane:
-        profile = batches.profile
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise BackendError("this session is closed; open the model again")
-                if self._idle[profile]:
-                    return self._idle[profile].pop()
-                if self._made[profile] < self._limit:
-                    self._made[profile] += 1
-                    break
-                self._changed.wait()
-        try:
-            with self._gpu.active():
-                return self._make(batches)
-        except BaseException as err:
-            with self._changed:
-                self._made[profile] -= 1
-                others = self._made[profile]
-                self._limit = max(others, 1)
-                last = self._closed and self._made.total() == 0
-                self._changed.notify_all()
-            if last:
-                with self._gpu.active():
-                    self._release()
-            if others == 0 or not isinstance(err, BackendError):
-                raise
-        # There is no room for one more, or TensorRT 8.6 lends a profile to one context only:
-        # wait for one of those there are.
-        return self._take(batches)
-
-    def _give_back(self, batches: BatchRange, lane: Lane, whole: bool) -> None:
-        with self._changed:
-            keep = whole and not self._closed
-            if keep:
-                self._idle[batches.profile].append(lane)
-            else:
-                self._made[batches.profile] -= 1
-            last = self._closed and self._made.total() == 0
-            self._changed.notify()
-        if keep:
-            return
-        with contextlib.suppress(HybridError), self._gpu.active():
-            lane.close()
-            if last:
-                self._release()
 
 
 def open_trt(path: Path, options: SessionOptions, *, graphs: bool = True) -> TensorRTSession:

@@ -38,6 +38,7 @@ CLASSES = [
     "IProgressMonitor",
     "Weights",
     "Dims",
+    "EngineInspector",
 ]
 ENUMERATIONS = [
     "NetworkDefinitionCreationFlag",
@@ -54,6 +55,7 @@ ENUMERATIONS = [
     "DynamicShapesKernelSpecializationStrategy",
     "EngineValidity",
     "EngineInvalidityDiagnostics",
+    "LayerInformationFormat",
 ]
 PYCUDA_CLASSES = [
     "Device",

@@ -9,6 +9,7 @@ from typed_onnx import write_typed_onnx
 
 from hybrid_export.receipt import graph_receipt
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
+from hybrid_rt.plan_network import engine_layers
 from hybrid_rt.plan_worker import BuildRequest, build
 from hybrid_rt.tensorrt_library import TensorRTLibrary, load_tensorrt
 
@@ -129,7 +130,16 @@ def test_receipt_is_that_of_the_graph(machine, tmp_path):
     of_graph = graph_receipt(tmp_path / "model.onnx")
     for key in ("weight_bytes", "weight_share", "layers"):
         assert result["receipt"][key] == of_graph[key], key
+    assert result["receipt"]["engine"] == {
+        "layers": {"float16": 2, "float32": 1},
+        "weights": {"float16": 768},
+    }
     assert result["receipt"]["weight_share"]["float16"] > 0.99
+
+
+@pytest.mark.parametrize("text", ["", "not JSON", "[]", '{"Layers": ["name only"]}', "{}"])
+def test_an_inspector_that_says_nothing(text):
+    assert engine_layers(text) is None
 
 
 def test_options_reach_the_configuration(monkeypatch, tmp_path):

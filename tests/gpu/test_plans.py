@@ -26,12 +26,19 @@ def pixels(spec, batch, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def open_plan(folder, **options):
+def plan_of(folder):
+    """Path and entry of the bundle's plan: model.plan, or model.sm89.plan from TensorRT-RTX."""
+    found = [(n, f) for n, f in Bundle.load(folder).files.items() if f.format == "plan"]
+    (name, entry), *others = found
+    assert not others
+    return folder / name, entry
+
+
+def open_plan(folder, *, graphs=True):
     bundle = Bundle.load(folder)
-    options = SessionOptions(
-        spec=bundle.spec, bundle=bundle, entry=bundle.files["model.plan"], **options
-    )
-    return bundle.spec, open_trt(folder / "model.plan", options)
+    path, entry = plan_of(folder)
+    options = SessionOptions(spec=bundle.spec, bundle=bundle, entry=entry)
+    return bundle.spec, open_trt(path, options, graphs=graphs)
 
 
 def certify_plan(folder, model):
@@ -51,7 +58,7 @@ def certify_plan(folder, model):
 
 
 def test_the_plan_is_fp16_and_for_this_gpu(bundle):
-    entry = Bundle.load(bundle).files["model.plan"]
+    _, entry = plan_of(bundle)
     assert entry.precision == "fp16"
     assert entry.receipt["weight_share"]["float16"] >= 0.95, entry.receipt
     assert cuda_device().compute_capability in entry.built_for.compute_capability.split(",")
@@ -73,7 +80,7 @@ def test_the_full_size_plan_equals_pytorch(tmp_path):
 
 
 def test_selftest(bundle):
-    with HybridEngine(bundle / "model.plan") as engine:
+    with HybridEngine(plan_of(bundle)[0]) as engine:
         result = engine.selftest()
         assert result.passed, result
 
@@ -91,13 +98,11 @@ def test_every_batch_size_gives_what_its_rows_give(bundle):
 
 
 def test_graphs_on_and_off_are_equal(bundle):
-    loaded = Bundle.load(bundle)
-    options = SessionOptions(spec=loaded.spec, bundle=loaded, entry=loaded.files["model.plan"])
-    on = open_trt(bundle / "model.plan", options)
-    off = open_trt(bundle / "model.plan", options, graphs=False)
+    spec, on = open_plan(bundle)
+    _, off = open_plan(bundle, graphs=False)
     print(f"\n{on.detail}\n{off.detail}")
     for batch in (1, 4, 1, 4, 1, 4):
-        images = pixels(loaded.spec, batch, seed=batch)
+        images = pixels(spec, batch, seed=batch)
         for name, values in on.run(images).items():
             np.testing.assert_array_equal(values, off.run(images)[name], err_msg=name)
     on.close()
@@ -159,7 +164,7 @@ def test_many_calls_leak_no_device_memory(bundle):
 def change_built_for(folder, **changes):
     path = folder / "model.json"
     data = json.loads(path.read_text())
-    data["files"]["model.plan"]["built_for"].update(changes)
+    data["files"][plan_of(folder)[0].name]["built_for"].update(changes)
     path.write_text(json.dumps(data))
 
 
@@ -167,13 +172,13 @@ def test_a_plan_for_another_gpu(bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
     with pytest.raises(DeviceError, match=r"built for compute capability 5\.2; this machine has"):
-        HybridEngine(folder / "model.plan")
+        HybridEngine(plan_of(folder)[0])
 
 
 def test_rebuild(bundle, tmp_path):
     folder = shutil.copytree(bundle, tmp_path / "bundle")
     change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
-    with HybridEngine(folder / "model.plan", rebuild=True) as engine:
+    with HybridEngine(plan_of(folder)[0], rebuild=True) as engine:
         assert engine.selftest().passed
-    built_for = Bundle.load(folder).files["model.plan"].built_for
+    built_for = plan_of(folder)[1].built_for
     assert built_for.compute_capability == cuda_device().compute_capability
