@@ -25,7 +25,9 @@ _BORDER_STEP = 40  # grey levels a border is brighter than what lies inside it
 _BORDER_SHARE = 0.12  # of a line that has to be so for the line to be border
 _LOWERED = 0.2  # of the way from the background to Otsu's threshold
 _LEAST_AREA = 0.04  # of the searched copy
+_LEAST_SIDE = 32  # pixels of the searched copy
 _LEAST_DARK = 0.08  # of the searched copy that is background
+_DARKNESS = 0.5  # how bright the background may be, as a share of the breast
 _LEAST_FILL = 0.35  # of its bounding box that the breast fills
 _LEAST_WIDTH = 0.2  # of the widest row: narrower rows at both ends are glow along the chest wall
 _MARGIN = 0.04  # of the height, added above and below: dim skin
@@ -44,14 +46,14 @@ def breast_box(image: Image.Image) -> tuple[int, int, int, int]:
     whole = (0, 0, image.width, image.height)
     factor = -(-max(image.size) // _LONG_SIDE)
     small = np.asarray(image.reduce(factor).convert("L")).astype(np.int16)
-    if min(small.shape) < 16:
+    if min(small.shape) < _LEAST_SIDE:
         return whole
     top, bottom, left, right = _inside_border(small)
     inner = small[top:bottom, left:right]
-    mask = _opened(inner > _threshold(inner))
-    if mask.mean() > 1 - _LEAST_DARK:
+    bright = inner > _threshold(inner)
+    if not _on_dark_background(inner, bright):
         return whole
-    part = _breast(mask)
+    part = _breast(_opened(bright))
     if part is None:
         return whole
     first, last = _bounds(part.sum(axis=1) >= _LEAST_WIDTH * part.sum(axis=1).max())
@@ -87,6 +89,12 @@ def _border_lines(small: NDArray[np.int16]) -> int:
     inside = small[depth + 1 : depth + 3].max(axis=0)
     bright = (small[:depth] > inside + _BORDER_STEP).mean(axis=1) >= _BORDER_SHARE
     return int(np.flatnonzero(bright)[-1]) + 2 if bright.any() else 0
+
+
+def _on_dark_background(values: NDArray[np.int16], bright: _Mask) -> bool:
+    if not bright.any() or bright.mean() > 1 - _LEAST_DARK:
+        return False
+    return bool(values[~bright].mean() <= _DARKNESS * values[bright].mean())
 
 
 def _threshold(values: NDArray[np.int16]) -> float:

@@ -26,6 +26,10 @@ from hybrid_rt.window import grey_levels
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _EXPLICIT = b"1.2.840.10008.1.2.1\0\0\0"  # as long as _DEFLATED
 _MAX_INFLATED = 2 * MAX_PIXELS  # bytes
+# Value representations with a length of 4 bytes (PS3.5, 7.1.2)
+_LONG_VALUES = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
 _END_OF_SEQUENCE = b"\xfe\xff\xdd\xe0\0\0\0\0"
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _CHUNK = 1 << 20
@@ -87,11 +91,8 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
 
     pydicom would inflate without a limit, and could not read one frame of the result.
     """
-    head = stream.read(144)
-    if len(head) < 144 or head[132:140] != b"\x02\0\0\0UL\x04\0":
-        stream.seek(0)
-        return stream
-    meta = stream.read(min(struct.unpack("<L", head[140:144])[0], _CHUNK))
+    stream.seek(132)
+    meta = _file_meta(stream)
     if _DEFLATED not in meta:
         stream.seek(0)
         return stream
@@ -101,7 +102,28 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
         raise ImageError(f"it inflates to more than {_MAX_INFLATED:,} bytes; expected less")
     if not inflater.eof:
         raise ImageError("it is cut off; expected a whole DICOM file: fetch it again")
-    return io.BytesIO(head + meta.replace(_DEFLATED, _EXPLICIT) + data)
+    return io.BytesIO(bytes(128) + b"DICM" + meta.replace(_DEFLATED, _EXPLICIT) + data)
+
+
+def _file_meta(stream: BinaryIO) -> bytes:
+    """All elements of group 2, which are in Explicit VR Little Endian (PS3.10, 7.1).
+
+    Walked as pydicom walks them, whatever the group length says; leaves the stream behind them.
+    """
+    found = b""
+    while True:
+        element = stream.read(8)
+        if len(element) < 8 or element[:2] != b"\x02\0":
+            stream.seek(-len(element), os.SEEK_CUR)
+            return found
+        if element[4:6] in _LONG_VALUES:
+            element += stream.read(4)
+            length = int.from_bytes(element[8:12], "little")
+        else:
+            length = int.from_bytes(element[6:8], "little")
+        found += element + stream.read(min(length, _CHUNK))
+        if len(found) > _CHUNK or length > _CHUNK:
+            raise ImageError(f"its file meta information has more than {_CHUNK:,} bytes")
 
 
 def _check_pixel_data(stream: BinaryIO) -> None:
