@@ -19,10 +19,12 @@ from hybrid_rt.errors import DataError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
 from hybrid_train import metrics
+from hybrid_train.calibration import fit_temperature
 from hybrid_train.checkpoint import BEST, LAST, load_into, load_state, save_checkpoint
 from hybrid_train.config import TrainConfig
 from hybrid_train.data import DataOptions, Samples, open_data
 from hybrid_train.model import HybridClassifier, describe_branches
+from hybrid_train.operating import choose_operating_point
 from hybrid_train.pictures import Pictures
 from hybrid_train.pretrained import load_pretrained
 from hybrid_train.processes import Processes, join_processes
@@ -216,12 +218,12 @@ def finish(
         return None
     labels = {name: samples.labels[part] for name, part in parts.items()}
     groups = {n: None if samples.groups is None else samples.groups[p] for n, p in parts.items()}
-    temperature = metrics.fit_temperature(logits["val"], labels["val"])
+    temperature = fit_temperature(logits["val"], labels["val"])
     point = None
     if len(samples.classes) == 2:
         scaled = logits["val"] / temperature
         probability = 1 / (1 + np.exp(scaled[:, 0] - scaled[:, 1]))
-        point = metrics.choose_operating_point(
+        point = choose_operating_point(
             probability,
             labels["val"],
             positive=samples.classes[1],

@@ -1,0 +1,77 @@
+"""How far probabilities can be believed: temperature, reliability, calibration error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BINS = 15
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities ``[n, classes]``, float64."""
+    shifted = np.asarray(logits, np.float64)
+    shifted = shifted - shifted.max(1, keepdims=True)
+    exponentials = np.exp(shifted)
+    result: Array = exponentials / exponentials.sum(1, keepdims=True)
+    return result
+
+
+def fit_temperature(logits: Array, labels: Array) -> float:
+    """The temperature of least log loss (Guo et al., ICML 2017), between 0.05 and 20.
+
+    1.0 where it has no optimum: fewer than two classes, or every answer right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = np.asarray(logits, np.float64)
+    if len(logits) == 0 or len(np.unique(labels)) < 2 or (logits.argmax(1) == labels).all():
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        scaled = scaled - scaled.max(1, keepdims=True)
+        normalizer = np.log(np.exp(scaled).sum(1))
+        return float((normalizer - scaled[np.arange(len(labels)), labels]).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def reliability(
+    logits: Array, labels: Array, temperature: float = 1.0, bins: int = BINS
+) -> dict[str, list[float | int | None]]:
+    """Confidence, accuracy and count in equal-width bins of the top label's probability."""
+    return _binned(softmax(np.asarray(logits) / temperature), labels, bins)
+
+
+def calibration_error(probabilities: Array, labels: Array, bins: int = BINS) -> dict[str, Any]:
+    """Expected calibration error: mean gap of confidence and accuracy, weighted by count."""
+    binned = _binned(probabilities, labels, bins)
+    gaps = [
+        n * abs(c - a)
+        for n, c, a in zip(binned["count"], binned["confidence"], binned["accuracy"], strict=True)
+        if n
+    ]
+    return {
+        "ece": float(sum(gaps) / max(1, len(labels))),
+        "ece_binning": f"{bins} equal-width bins of the top label's probability",
+    }
+
+
+def _binned(probabilities: Array, labels: Array, bins: int) -> dict[str, list[Any]]:
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    result: dict[str, list[Any]] = {"confidence": [], "accuracy": [], "count": []}
+    for k in range(bins):
+        inside = place == k
+        count = int(inside.sum())
+        result["count"].append(count)
+        result["confidence"].append(float(confidence[inside].mean()) if count else None)
+        result["accuracy"].append(float(right[inside].mean()) if count else None)
+    return result

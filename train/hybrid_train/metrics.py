@@ -1,0 +1,207 @@
+"""How good a classifier is: scikit-learn's measures, with intervals by patient.
+
+Every function takes logits ``[n, classes]`` and labels ``[n]`` as class indices. A measure that a
+split cannot give, such as AUROC where a class is absent, is None, and ``notes`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.errors import UsageError
+from hybrid_train.calibration import calibration_error, softmax
+
+Array = NDArray[Any]
+
+INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
+
+
+def quick(logits: Array, labels: Array) -> dict[str, float | None]:
+    """What is shown after each epoch: loss, accuracy, balanced accuracy, AUROC."""
+    probabilities = softmax(logits)
+    predicted = logits.argmax(1)
+    recalls = [float((predicted[labels == c] == c).mean()) for c in np.unique(labels)]
+    return {
+        "loss": log_loss(probabilities, labels),
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+        "auroc": auroc(probabilities, labels, 1),
+    }
+
+
+def evaluate(
+    logits: Array,
+    labels: Array,
+    classes: Sequence[str],
+    *,
+    groups: Array | None = None,
+    temperature: float = 1.0,
+    positive: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All measures of one split, ready for JSON.
+
+    ``groups`` (patients) are what the bootstrap draws; without them it draws pictures.
+    ``positive`` is the class that AUROC, average precision and sensitivity of a two-class problem
+    speak of, the second by default; with more classes they are macro means, one against the rest.
+    """
+    from sklearn import metrics as sk
+
+    labels = np.asarray(labels)
+    probabilities = softmax(np.asarray(logits, np.float64) / temperature)
+    predicted = probabilities.argmax(1)
+    index = positive_index(classes, positive)
+    result: dict[str, Any] = {
+        "count": len(labels),
+        "loss": log_loss(probabilities, labels),
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(
+            np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)])
+        ),
+    }
+    known = list(range(len(classes)))
+    for average in ("weighted", "macro"):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            labels, predicted, labels=known, average=average, zero_division=0.0
+        )
+        result |= {
+            f"precision_{average}": float(precision),
+            f"recall_{average}": float(recall),
+            f"f1_{average}": float(f1),
+        }
+    result["auroc"] = auroc(probabilities, labels, index)
+    result["auroc_interval"] = bootstrap_interval(
+        lambda chosen: auroc(probabilities[chosen], labels[chosen], index),
+        len(labels),
+        groups,
+        bootstrap,
+        seed,
+    )
+    result["average_precision"] = average_precision(probabilities, labels, index)
+    result["sensitivity_at_90_specificity"] = sensitivity_at(probabilities, labels, index, 0.9)
+    result |= calibration_error(probabilities, labels)
+    onehot = np.eye(len(classes))[labels]
+    result["brier"] = float(((probabilities - onehot) ** 2).sum(1).mean())
+    result["per_class"] = per_class(probabilities, predicted, labels, classes)
+    result["confusion_matrix"] = sk.confusion_matrix(labels, predicted, labels=known).tolist()
+    absent = [name for c, name in enumerate(classes) if not (labels == c).any()]
+    result["notes"] = [f"no picture of class {name!r} in this split" for name in absent]
+    return result
+
+
+def positive_index(classes: Sequence[str], positive: str | None) -> int:
+    if positive is None:
+        return 1
+    if positive not in classes:
+        raise UsageError(f"positive is {positive!r}; expected one of {', '.join(classes)}")
+    return list(classes).index(positive)
+
+
+def log_loss(probabilities: Array, labels: Array) -> float:
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+
+
+def auroc(probabilities: Array, labels: Array, positive: int) -> float | None:
+    """Area under the ROC curve; macro, one against the rest, for more than two classes."""
+    from sklearn.metrics import roc_auc_score
+
+    return over_classes(probabilities, labels, positive, roc_auc_score)
+
+
+def average_precision(probabilities: Array, labels: Array, positive: int) -> float | None:
+    from sklearn.metrics import average_precision_score
+
+    return over_classes(probabilities, labels, positive, average_precision_score)
+
+
+def over_classes(
+    probabilities: Array, labels: Array, positive: int, score: Callable[..., float]
+) -> float | None:
+    """``score(is class, probability)`` of the positive class, or the mean over classes present."""
+    count = probabilities.shape[1]
+    chosen = [positive] if count == 2 else range(count)
+    scores = []
+    for c in chosen:
+        truth = labels == c
+        if truth.any() and not truth.all():
+            scores.append(float(score(truth, probabilities[:, c])))
+    return float(np.mean(scores)) if scores else None
+
+
+def sensitivity_at(
+    probabilities: Array, labels: Array, positive: int, specificity: float
+) -> float | None:
+    """Largest sensitivity of a threshold that keeps the specificity; macro as auroc."""
+    from sklearn.metrics import roc_curve
+
+    def best(truth: Array, score: Array) -> float:
+        false_rate, true_rate, _ = roc_curve(truth, score)
+        return float(true_rate[false_rate <= 1 - specificity + 1e-12].max())
+
+    return over_classes(probabilities, labels, positive, best)
+
+
+def per_class(
+    probabilities: Array, predicted: Array, labels: Array, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
+
+    known = list(range(len(classes)))
+    columns = precision_recall_fscore_support(labels, predicted, labels=known, zero_division=0.0)
+    rows = []
+    for c, name in enumerate(classes):
+        truth = labels == c
+        both = truth.any() and not truth.all()
+        rows.append(
+            {
+                "class": name,
+                "precision": float(columns[0][c]),
+                "recall": float(columns[1][c]),
+                "f1": float(columns[2][c]),
+                "auroc": float(roc_auc_score(truth, probabilities[:, c])) if both else None,
+                "support": int(truth.sum()),
+            }
+        )
+    return rows
+
+
+def bootstrap_interval(
+    measure: Callable[[Array], float | None],
+    count: int,
+    groups: Array | None,
+    draws: int,
+    seed: int,
+) -> tuple[float, float] | None:
+    """95% percentile interval of ``measure(indices)`` over draws of whole groups.
+
+    None where there are fewer than two groups or the measure is missing in most draws.
+    """
+    members = group_members(groups, count)
+    if len(members) < 2 or draws < 1:
+        return None
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(draws):
+        chosen = rng.integers(len(members), size=len(members))
+        value = measure(np.concatenate([members[g] for g in chosen]))
+        if value is not None:
+            values.append(value)
+    if len(values) < draws / 2:
+        return None
+    low, high = np.percentile(values, INTERVAL)
+    return float(low), float(high)
+
+
+def group_members(groups: Array | None, count: int) -> list[Array]:
+    """The indices of each group; of each picture where there are no groups."""
+    if groups is None:
+        return list(np.arange(count)[:, None])
+    _, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])

@@ -1,0 +1,95 @@
+"""The threshold of a decision, chosen on validation data for what is wanted of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.errors import UsageError
+from hybrid_rt.spec import OperatingPoint
+from hybrid_train.metrics import bootstrap_interval
+
+Array = NDArray[Any]
+
+
+def choose_operating_point(
+    probabilities: Array,
+    labels: Array,
+    *,
+    positive: str,
+    criterion: str,
+    groups: Array | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> OperatingPoint:
+    """The threshold on the positive class's probability ``[n]`` that meets ``criterion``.
+
+    "sensitivity=0.9" takes the largest threshold with at least that sensitivity,
+    "specificity=0.9" the smallest with at least that specificity, "youden" the one of greatest
+    sensitivity + specificity - 1 (Youden 1950); a number is taken as it is. Intervals are 95%
+    bootstrap intervals at that threshold, by group. Raises UsageError for any other criterion.
+    """
+    kind, value = parse_criterion(criterion)
+    truth = np.asarray(labels).astype(bool)
+    probabilities = np.asarray(probabilities, np.float64)
+    if kind == "fixed" or not truth.any() or truth.all():
+        threshold = value if kind == "fixed" else 0.5
+    else:
+        threshold = _threshold(probabilities, truth, kind, value)
+
+    def sensitivity(chosen: Array) -> float | None:
+        inside = truth[chosen]
+        return float((probabilities[chosen][inside] >= threshold).mean()) if inside.any() else None
+
+    def specificity(chosen: Array) -> float | None:
+        outside = ~truth[chosen]
+        hits = probabilities[chosen][outside] < threshold
+        return float(hits.mean()) if outside.any() else None
+
+    everything = np.arange(len(truth))
+    n = len(truth)
+    return OperatingPoint(
+        positive=positive,
+        threshold=float(threshold),
+        criterion=criterion,
+        sensitivity=sensitivity(everything),
+        sensitivity_interval=bootstrap_interval(sensitivity, n, groups, bootstrap, seed),
+        specificity=specificity(everything),
+        specificity_interval=bootstrap_interval(specificity, n, groups, bootstrap, seed),
+    )
+
+
+def parse_criterion(criterion: str) -> tuple[str, float]:
+    """("sensitivity" | "specificity" | "youden" | "fixed", value)."""
+    name, equals, number = criterion.partition("=")
+    if criterion == "youden":
+        return "youden", 0.0
+    try:
+        value = float(number if equals else name)
+    except ValueError:
+        value = -1.0
+    if not equals and 0 <= value <= 1:
+        return "fixed", value
+    if name in ("sensitivity", "specificity") and 0 < value <= 1:
+        return name, value
+    raise UsageError(
+        f"threshold rule {criterion!r}; expected sensitivity=0.9, specificity=0.9, youden or a "
+        "probability such as 0.5"
+    )
+
+
+def _threshold(probabilities: Array, truth: Array, kind: str, value: float) -> float:
+    """Candidates lie half-way between neighbouring probabilities, so that none is on the edge."""
+    distinct = np.unique(probabilities)
+    middles = (distinct[1:] + distinct[:-1]) / 2
+    candidates = np.concatenate(([0.0], middles, [min(1.0, (distinct[-1] + 1) / 2)]))
+    positives, negatives = np.sort(probabilities[truth]), np.sort(probabilities[~truth])
+    sensitivity = 1 - np.searchsorted(positives, candidates) / len(positives)
+    specificity = np.searchsorted(negatives, candidates) / len(negatives)
+    if kind == "sensitivity":
+        return float(candidates[sensitivity >= value - 1e-12].max())
+    if kind == "specificity":
+        return float(candidates[specificity >= value - 1e-12].min())
+    return float(candidates[np.argmax(sensitivity + specificity)])
