@@ -11,6 +11,7 @@ import contextlib
 import os
 import queue
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,18 @@ class _Compiled:
 
 
 def certified_for_bf16(entry: BundleFile | None) -> bool:
-    """Whether a file's own certificate was measured in bf16, or its precision is bf16."""
+    """Whether a file is bf16, or passed a parity check that was measured in bf16."""
     if entry is None:
         return False
-    measured = str((entry.certificate or {}).get("measured_with", ""))
-    return entry.precision == "bf16" or "bf16" in measured.lower()
+    certificate = entry.certificate or {}
+    also = certificate.get("also")
+    checks = [certificate, *(also if isinstance(also, list) else ())]
+    return entry.precision == "bf16" or any(
+        isinstance(check, Mapping)
+        and check.get("passed") is True
+        and "bf16" in str(check.get("measured_with")).lower()
+        for check in checks
+    )
 
 
 def _use_bf16(core: Any, options: SessionOptions) -> bool:

@@ -1,5 +1,6 @@
 """One contract, every backend: the same pictures through each, alone and together, gaps printed."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from hybrid_rt import HybridEngine
 from hybrid_rt.backends import is_installed, onnxruntime_has_gpu
-from hybrid_rt.bundle import Bundle
+from hybrid_rt.backends.ov import certified_for_bf16
+from hybrid_rt.bundle import Bundle, BundleFile
 
 #: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
 WAYS = {
@@ -92,6 +94,26 @@ def test_precision_by_certificate(bundle_folder, with_files):
     ):
         with HybridEngine(bundle_folder / name, backend="openvino", precision=precision) as engine:
             assert f"CPU {expected}," in engine.info["detail"]
+
+
+@pytest.mark.parametrize(
+    ("certificate", "expected"),
+    [
+        (None, False),
+        ({"passed": True, "measured_with": "onnxruntime 1.32 CPUExecutionProvider"}, False),
+        ({"passed": True, "measured_with": "openvino 2026.4 CPU bf16, 1 stream"}, True),
+        ({"passed": False, "measured_with": "openvino 2026.4 CPU bf16, 1 stream"}, False),
+        ({"passed": True, "also": [{"passed": True, "measured_with": "openvino bf16"}]}, True),
+        ({"passed": True, "also": [{"passed": False, "measured_with": "openvino bf16"}]}, False),
+        ({"passed": True, "also": "bf16"}, False),
+    ],
+)
+def test_bf16_needs_a_passed_measurement(certificate, expected):
+    entry = BundleFile(
+        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", certificate=certificate
+    )
+    assert certified_for_bf16(entry) is expected
+    assert certified_for_bf16(dataclasses.replace(entry, precision="bf16"))
 
 
 def test_openvino_cache_is_kept_when_asked(tiny_folder, tmp_path, pixels):
