@@ -7,9 +7,10 @@ carried back through crop and resize to the picture a person knows.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,30 +42,48 @@ _COLOURS = np.array(
 class Explanation:
     """A prediction with the picture it was made from and both branches' heatmaps.
 
-    ``heatmap_vit`` and ``heatmap_cnn`` are float32 ``[image.height, image.width]``, 0 (no
-    influence on the answer, or cropped away) to 1 (that branch's strongest place).
-    ``grids`` holds the graph's own small maps by output name, not scaled.
+    ``image`` is the picture before crop and resize; ``grids`` holds the graph's own small maps by
+    output name, not scaled; ``box`` is the part of the picture that the crop kept.
     """
 
     prediction: Prediction
     image: Image.Image
-    heatmap_vit: NDArray[np.float32]
-    heatmap_cnn: NDArray[np.float32]
     grids: dict[str, NDArray[np.float32]]
+    box: Box
+    preprocess: Preprocess = field(repr=False)
 
     @classmethod
     def from_outputs(
         cls, prediction: Prediction, row: Outputs, image: Image.Image, preprocess: Preprocess
     ) -> Explanation:
         """From one row of the graph's outputs and the picture before crop and resize."""
-        box = _crop_box(image, preprocess)
-        grids = {name: row[name] for name in _OUTPUTS}
-        vit, cnn = (
-            place_heatmap(_unit(grids[name]), image.size, box, preprocess) for name in _OUTPUTS
-        )
         return cls(
-            prediction=prediction, image=image, heatmap_vit=vit, heatmap_cnn=cnn, grids=grids
+            prediction=prediction,
+            image=image,
+            grids={name: row[name] for name in _OUTPUTS},
+            box=_crop_box(image, preprocess),
+            preprocess=preprocess,
         )
+
+    @property
+    def heatmap_vit(self) -> NDArray[np.float32]:
+        """Where the ViT looked: float32 ``[image.height, image.width]``, made at each access.
+
+        0 is no influence on the answer, or cropped away; 1 is the branch's strongest place.
+        """
+        return self._heatmap("heatmap_vit", self.image.size)
+
+    @property
+    def heatmap_cnn(self) -> NDArray[np.float32]:
+        """Where the CNN looked, in the same form."""
+        return self._heatmap("heatmap_cnn", self.image.size)
+
+    def _heatmap(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
+        """For a copy of the picture of another ``size`` (width, height)."""
+        across, down = size[0] / self.image.width, size[1] / self.image.height
+        left, top, right, bottom = self.box
+        box = (round(left * across), round(top * down), round(right * across), round(bottom * down))
+        return place_heatmap(_unit(self.grids[name]), size, box, self.preprocess)
 
     def overlay(self, *, max_size: int = 640) -> Image.Image:
         """The picture, and the picture under each branch's heatmap, side by side with captions.
@@ -79,8 +98,8 @@ class Explanation:
         percent = f"{self.prediction.probability:.1%}"
         panels = (
             (plain, f"{self.prediction.label} {percent}"),
-            (_blend(plain, self.heatmap_vit), "ViT"),
-            (_blend(plain, self.heatmap_cnn), "CNN"),
+            (_blend(plain, self._heatmap("heatmap_vit", plain.size)), "ViT"),
+            (_blend(plain, self._heatmap("heatmap_cnn", plain.size)), "CNN"),
         )
         total = len(panels) * width + (len(panels) - 1) * _GAP
         sheet = Image.new("RGB", (total, height + _CAPTION), "white")
@@ -99,8 +118,6 @@ class Explanation:
         return path
 
     def _repr_png_(self) -> bytes:
-        import io
-
         buffer = io.BytesIO()
         self.overlay().save(buffer, "PNG")
         return buffer.getvalue()
@@ -126,7 +143,10 @@ def place_heatmap(
     """
     from PIL import Image
 
+    canvas = np.zeros((size[1], size[0]), np.float32)
     left, top, right, bottom = box
+    if right <= left or bottom <= top:  # a crop may vanish in a small copy of the picture
+        return canvas
     seen = _seen(right - left, bottom - top, preprocess)
     heat = Image.fromarray(np.ascontiguousarray(grid, np.float32))
     if preprocess.resize == "fit":  # the grid covers the padding too: leave it out
@@ -147,13 +167,10 @@ def place_heatmap(
             left + round(seen[2] * width),
             top + round(seen[3] * height),
         )
-    canvas = np.zeros((size[1], size[0]), np.float32)
-    part = heat.resize(
-        (max(target[2] - target[0], 1), max(target[3] - target[1], 1)),
-        Image.Resampling.BILINEAR,
-        box=source,
-    )
-    canvas[target[1] : target[3], target[0] : target[2]] = np.asarray(part)
+    width, height = target[2] - target[0], target[3] - target[1]
+    if width > 0 and height > 0:
+        part = heat.resize((width, height), Image.Resampling.BILINEAR, box=source)
+        canvas[target[1] : target[3], target[0] : target[2]] = np.asarray(part)
     return canvas
 
 
@@ -190,8 +207,7 @@ def _unit(grid: NDArray[np.float32]) -> NDArray[np.float32]:
 def _blend(image: Image.Image, heatmap: NDArray[np.float32]) -> Image.Image:
     from PIL import Image
 
-    resized = Image.fromarray(heatmap).resize(image.size, Image.Resampling.BILINEAR)
-    heat = np.asarray(resized)[..., None]  # [H, W, 1]
+    heat = heatmap[..., None]  # [H, W, 1]
     position = np.linspace(0, 1, len(_COLOURS))
     colour = np.concatenate([np.interp(heat, position, _COLOURS[:, c]) for c in range(3)], axis=2)
     pixels = np.asarray(image, np.float32)

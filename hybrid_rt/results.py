@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import os
@@ -114,7 +115,8 @@ class Prediction:
         )
         image = ""
         if self.picture is not None:
-            image = f"<img style='max-width:{_THUMBNAIL}px' src='{_data_url(self.picture)}'>"
+            with contextlib.suppress(HybridError):  # the file may be gone by now
+                image = f"<img style='max-width:{_THUMBNAIL}px' src='{_data_url(self.picture)}'>"
         return (
             f"<div style='display:flex;gap:1em'>{image}<div><b>{html.escape(self.label)}</b> "
             f"{self.probability:.1%}<br><small>{html.escape(self.source)}</small>"

@@ -120,6 +120,14 @@ def test_fill_leaves_the_margins_cold():
     assert heat[:, 20:60].min() == 1
 
 
+@pytest.mark.parametrize("resize", ["stretch", "fit", "fill"])
+def test_a_crop_may_vanish(resize):
+    preprocess = Preprocess(height=32, width=32, resize=resize)
+    for box in ((3, 3, 3, 9), (0, 0, 1, 9), (0, 5, 9, 6)):
+        heat = place_heatmap(np.ones((4, 4), np.float32), (9, 9), box, preprocess)
+        assert heat.shape == (9, 9)
+
+
 def test_a_map_without_heat_stays_cold(pictures):
     spec = tiny_spec(explain=True)
 

@@ -94,7 +94,7 @@ def test_pandas(answers):
     np.testing.assert_array_equal(frame["p_a"].to_numpy(np.float32), answers.probabilities[:, 0])
 
 
-def test_notebook(answers, pictures):
+def test_notebook(answers, pictures, tmp_path):
     html = answers[0]._repr_html_()
     assert "data:image/png;base64," in html
     assert "&lt;d&quot;" in html
@@ -103,6 +103,11 @@ def test_notebook(answers, pictures):
     engine = HybridEngine.from_session(FakeSession(SPEC), SPEC)
     with pictures[0].open("rb") as file:
         assert "base64" not in engine.predict(file)._repr_html_()
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(pictures[0].read_bytes())
+    answer = engine.predict(gone)
+    gone.unlink()
+    assert "base64" not in answer._repr_html_()
     streamed = next(engine.stream([pictures[0].read_bytes()]))
     assert streamed.picture is None
     assert next(engine.stream(pictures)).picture is not None
