@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -25,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0 done, 1 failed (parity too), 2 wrong usage or bad input."""
     args = _parser().parse_args(argv)
     try:
-        return _run(args)
+        _run(args)
     except KeyboardInterrupt:
         print("hybrid-export: interrupted; nothing was changed", file=sys.stderr)
         return 1
@@ -34,26 +32,39 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"hybrid-export: {' '.join(str(err).split())}", file=sys.stderr)
         return 2 if isinstance(err, _BAD_INPUT) else 1
+    return 0
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from hybrid_export.options import ExportOptions
     from hybrid_export.pipeline import export
 
+    plans = "auto"
+    if args.tensorrt_rtx:
+        plans = "tensorrt_rtx"
+    elif args.tensorrt is not None:
+        plans = "tensorrt" if args.tensorrt else "none"
     options = ExportOptions(
         output=args.output,
+        fp16=args.fp16,
+        bf16=args.bf16,
+        int8=args.int8,
+        calibrate=args.calibrate,
+        explain=args.explain,
+        plans=plans,  # type: ignore[arg-type]
+        compute_capabilities=tuple(args.tensorrt_rtx or ()),
+        max_batch=args.max_batch,
+        opt_batch=args.opt_batch,
+        workspace_mib=args.workspace,
+        timing_cache=args.timing_cache,
+        version_compatible=args.version_compatible,
+        hardware_compatible=args.hardware_compatible,
         opset=args.opset,
         verify=args.verify,
         verify_limit=args.verify_limit,
+        triton=args.triton,
     )
-    bundle = export(args.checkpoint, options, say=lambda text: print(text, flush=True))
-    folder = bundle.folder or args.output
-    for name, entry in bundle.files.items():
-        print(f"Wrote {folder / name} ({entry.bytes / 1e6:.1f} MB, {entry.precision})")
-    best = next(iter(bundle.files))
-    model = os.path.relpath(folder / best)
-    print(f"Next: hybrid-predict {shlex.quote(model)} IMAGE")
-    return 0
+    export(args.checkpoint, options, say=lambda text: print(text, flush=True))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,30 +72,80 @@ def _parser() -> argparse.ArgumentParser:
         prog="hybrid-export",
         description="Export a trained hybrid to files that run without PyTorch, each certified to "
         "give PyTorch's answers.",
-        epilog="example: hybrid-export runs/mine --output model",
+        epilog="example: hybrid-export runs/mine --output model --fp16 --tensorrt-rtx SM89",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "checkpoint",
         nargs="?",
         type=Path,
         metavar="CHECKPOINT",
         help="run folder, .safetensors, or the original notebook's .pth (default: newest run)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)"
+    add("--output", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
+    add("--explain", action="store_true", help="add two heatmaps to the outputs")
+    add("--opset", type=int, default=18, metavar="N", help="ONNX opset, 17 to 23 (default: 18)")
+    add("--triton", type=Path, metavar="DIR", help="also write a Triton model repository")
+    add("--debug", action="store_true", help="show the traceback of an error")
+
+    precision = parser.add_argument_group("precision (fp32 is always written)")
+    precision.add_argument("--fp16", action="store_true", help="write model.fp16.onnx")
+    precision.add_argument("--bf16", action="store_true", help="write model.bf16.onnx")
+    precision.add_argument("--int8", action="store_true", help="write model.int8.onnx")
+    precision.add_argument(
+        "--calibrate", metavar="DATA", help="images to measure --int8's ranges on, as for --verify"
     )
-    parser.add_argument(
+
+    verify = parser.add_argument_group("certificate")
+    verify.add_argument(
         "--verify",
         metavar="DATA",
         help="images to certify on: a folder, class folders or parquet (default: the run's "
         "validation images)",
     )
-    parser.add_argument(
+    verify.add_argument(
         "--verify-limit", type=int, default=32, metavar="N", help="at most N of them (default: 32)"
     )
-    parser.add_argument("--opset", type=int, default=18, help="ONNX opset (default: 18)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    plans = parser.add_argument_group("TensorRT plans (default: one where a GPU is here)")
+    library = plans.add_mutually_exclusive_group()
+    library.add_argument(
+        "--tensorrt",
+        action="store_true",
+        default=None,
+        help="build model.plan for this machine's GPU, or fail",
+    )
+    library.add_argument(
+        "--tensorrt-rtx",
+        type=_compute_capabilities,
+        metavar="SM89[,SM120]",
+        help="build with TensorRT for RTX for these GPUs; none is needed here",
+    )
+    library.add_argument(
+        "--no-tensorrt", dest="tensorrt", action="store_false", help="build no plan"
+    )
+    plans.add_argument(
+        "--max-batch", type=int, default=8, metavar="N", help="largest batch (default: 8)"
+    )
+    plans.add_argument(
+        "--opt-batch", type=int, metavar="N", help="batch to be fastest at (default: the largest)"
+    )
+    plans.add_argument("--workspace", type=int, metavar="MIB", help="limit of scratch memory")
+    plans.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and updated")
+    plans.add_argument(
+        "--version-compatible", action="store_true", help="runs on later TensorRT versions too"
+    )
+    plans.add_argument(
+        "--hardware-compatible", action="store_true", help="runs on other Ampere and later GPUs"
+    )
     return parser
+
+
+def _compute_capabilities(text: str) -> list[str]:
+    names = [part.strip().upper() for part in text.split(",") if part.strip()]
+    if not names or any(not n.startswith("SM") or not n[2:].isdigit() for n in names):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected such as SM89 or SM89,SM120")
+    return list(dict.fromkeys(names))
 
 
 if __name__ == "__main__":

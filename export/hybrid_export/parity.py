@@ -35,6 +35,12 @@ class Reference:
     def of(cls, runner: Runner, images: VerificationSet) -> Reference:
         return cls(images=images, outputs=runner.all(images.pixels), detail=runner.detail)
 
+    def first(self, count: int) -> Reference:
+        """The same for the first so many images, as even over the classes as the set is."""
+        images = self.images.first(count)
+        outputs = {name: values[: len(images)] for name, values in self.outputs.items()}
+        return Reference(images=images, outputs=outputs, detail=self.detail)
+
 
 @dataclass(kw_only=True)
 class Certificate:
@@ -57,16 +63,26 @@ class Certificate:
     kept_fp32: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     worst_images: list[str] = field(default_factory=list)
+    #: The same file on other libraries, each with its own measurements.
+    also: list[Certificate] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        return not self.failures
+        """Whether no limit was broken, here and on every other library."""
+        return not self.failures and all(other.passed for other in self.also)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, for the bundle; a number that is not finite becomes null."""
-        data = {"passed": self.passed, **asdict(self)}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in data.items()}  # fmt: skip
+        data = {"passed": self.passed, **_finite(asdict(self))}
+        data["also"] = [other.to_dict() for other in self.also]
+        return data
+
+    def all_failures(self) -> list[str]:
+        """What was broken here, and elsewhere with the library's name."""
+        return [
+            *self.failures,
+            *(f"{text} ({other.measured_with})" for other in self.also for text in other.failures),
+        ]
 
     def summary(self) -> str:
         """One line for a person."""
@@ -80,8 +96,20 @@ class Certificate:
         )
 
 
-def certify(runner: Runner, reference: Reference, spec: ModelSpec, limits: Limits) -> Certificate:
-    """Measure a file's outputs against the reference and the limits of its precision."""
+def _finite(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in data.items()
+    }
+
+
+def certify(
+    runner: Runner, reference: Reference, spec: ModelSpec, limits: Limits, *, brief: bool = False
+) -> Certificate:
+    """Measure a file's outputs against the reference and the limits of its precision.
+
+    ``brief`` checks batch invariance by running each image alone only: for a second library.
+    """
     expected, images = reference.outputs, reference.images
     got = runner.all(images.pixels, BATCH)
     errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
@@ -89,7 +117,7 @@ def certify(runner: Runner, reference: Reference, spec: ModelSpec, limits: Limit
     flips = top1_flips(got["logits"], expected["logits"], limits.tie_margin)
     changed = _changed_decisions(got, expected, spec, limits.tie_margin)
     labels = np.array([-1 if label is None else label for label in images.labels])
-    moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got)
+    moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got, brief)
     scale = logit_scale(expected["logits"])
     certificate = Certificate(
         reference=reference.detail,
@@ -194,14 +222,14 @@ def _probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
 
 
 def _invariance(
-    runner: Runner, pixels: NDArray[np.uint8], in_order: Outputs
+    runner: Runner, pixels: NDArray[np.uint8], in_order: Outputs, brief: bool
 ) -> tuple[float, int, float]:
     """Largest change of a logit, flips, and largest change of another output, over placements."""
     chosen = pixels[:_INVARIANCE_IMAGES]
     n = len(chosen)
     alone = runner.all(chosen, 1)
     placements = [(np.arange(n), {k: v[:n] for k, v in in_order.items()})]
-    placements += [(rows, outputs) for rows, outputs in _placements(runner, chosen)]
+    placements += [] if brief else _placements(runner, chosen)
     logits, other, flips = 0.0, 0.0, 0
     for rows, outputs in placements:
         for name, values in outputs.items():

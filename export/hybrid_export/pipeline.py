@@ -7,16 +7,21 @@ Every file is compared with PyTorch before it gets its final name; a file that f
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shlex
 from pathlib import Path
 
 from hybrid_export.graph import DeploymentGraph, graph_outputs
-from hybrid_export.limits import LIMITS
+from hybrid_export.interpreter import Interpreter
+from hybrid_export.job import Job, Say
+from hybrid_export.ladder import attempts
+from hybrid_export.limits import PrecisionName
 from hybrid_export.onnx_file import save, to_onnx
 from hybrid_export.options import ExportOptions
-from hybrid_export.parity import Certificate, Reference, certify
-from hybrid_export.runners import onnx_runtime, pytorch
+from hybrid_export.parity import Reference
+from hybrid_export.plans import build, plan_requests, why_no_plan
+from hybrid_export.precision import HalfName, to_half
+from hybrid_export.receipt import SMALLEST_SHARE, WEIGHT_TYPES, graph_receipt
+from hybrid_export.runners import pytorch, session
 from hybrid_export.staging import publish, staging
 from hybrid_export.verification import (
     VerificationSet,
@@ -25,27 +30,13 @@ from hybrid_export.verification import (
     load_verification,
     run_validation,
 )
-from hybrid_rt.bundle import GOLDEN_NAME, Bundle, Golden, describe_file, sha256_file
+from hybrid_rt.bundle import GOLDEN_NAME, BuiltFor, Bundle, Golden, sha256_file
 from hybrid_rt.errors import CheckpointError, ParityError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import load_checkpoint, newest_run
 from hybrid_train.model import HybridClassifier
 
-Say = Callable[[str], None]
-
-
-@dataclass(kw_only=True)
-class Job:
-    """One export under way. ``failures`` are the files that were asked for and not made."""
-
-    model: HybridClassifier
-    spec: ModelSpec
-    options: ExportOptions
-    reference: Reference
-    staged: Path
-    bundle: Bundle
-    say: Say
-    failures: list[str] = field(default_factory=list)
+_RANGE_IMAGES = 8
 
 
 def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = print) -> Bundle:
@@ -55,6 +46,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     ExportError where one cannot be made; nothing of it is left under its final name, while the
     files that passed are written.
     """
+    no_plan = None if options.plans == "none" else why_no_plan(options)
     source = Path(checkpoint) if checkpoint is not None else newest_run()
     model, spec = load(source)
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
@@ -62,6 +54,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
         images = _images(source, spec, options)
         reference = Reference.of(pytorch(model, spec), images)
         say(f"Reference: {reference.detail} on {len(images)} images of {images.origin}")
+        graph = DeploymentGraph(model, spec)
         job = Job(
             model=model,
             spec=spec,
@@ -69,13 +62,25 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
             reference=reference,
             staged=staged,
             bundle=Bundle(spec=spec),
+            graph=graph,
+            fp32=to_onnx(graph, spec, opset=options.opset),
             say=say,
         )
         _fp32(job)
+        if options.fp16 and not _half(job, "fp16") and not options.bf16:
+            say("FP16 does not pass, so BF16 is tried: the same size, FP32's range, 8 bits")
+            _half(job, "bf16")
+        if options.bf16:
+            _half(job, "bf16")
+        _plans(job, no_plan)
         _golden(job)
         bundle = publish(job.bundle, staged, options.output)
+    for name, entry in bundle.files.items():
+        say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
+    say(f"Next: {_next_command(bundle, options.output, images.example)}")
     if job.failures:
-        raise ParityError("; ".join(job.failures))
+        written = ", ".join(bundle.files)
+        raise ParityError(f"{' '.join(job.failures)} (written and certified: {written})")
     return bundle
 
 
@@ -104,38 +109,111 @@ def _images(source: Path, spec: ModelSpec, options: ExportOptions) -> Verificati
 
 def _fp32(job: Job) -> None:
     """model.onnx: everything else is made from it, so a failure here ends the export."""
-    path = job.staged / "model.onnx"
-    graph = DeploymentGraph(job.model, job.spec)
-    save(to_onnx(graph, job.spec, opset=job.options.opset), path)
-    certificate = certify(onnx_runtime(path), job.reference, job.spec, LIMITS["fp32"])
-    _report(job, path.name, certificate)
+    path = save(job.fp32, job.staged / "model.onnx")
+    runner = session(path, job.spec)
+    certificate = job.certify(runner, "fp32", *job.openvino(path, "fp32"))
+    job.report(path.name, certificate)
     if not certificate.passed:
-        path.unlink()
-        raise ParityError(explain_failure(path.name, certificate))
-    _add(job, path, "fp32", certificate)
+        raise ParityError(job.failure(path.name, certificate, "fp32", job.fp32))
+    job.add(path, "fp32", certificate, receipt=graph_receipt(path))
 
 
-def _add(job: Job, path: Path, precision: str, certificate: Certificate) -> None:
-    entry = describe_file(path, precision=precision, certificate=certificate.to_dict())  # type: ignore[arg-type]
-    job.bundle = job.bundle.with_file(path.name, entry)
+def _half(job: Job, precision: HalfName) -> bool:
+    """model.fp16.onnx or model.bf16.onnx, with as little in FP32 as passes; whether one did."""
+    path = job.staged / f"model.{precision}.onnx"
+    images = job.reference.images.pixels[:_RANGE_IMAGES]
+    reason = ""
+    for attempt in attempts(job.fp32, precision, images):
+        typed = to_half(job.fp32, precision, attempt.nodes)
+        save(typed, path)
+        receipt = graph_receipt(path)
+        share = receipt["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
+        if share < SMALLEST_SHARE:
+            reason = reason or f"{path.name} would have {share:.0%} of its weights in {precision}"
+            break
+        also = job.openvino(path, "bf16") if precision == "bf16" else []
+        certificate = job.certify(Interpreter(typed).runner(path.name), precision, *also)
+        certificate.kept_fp32 = list(attempt.kept)
+        kept = f" (kept in FP32: {', '.join(attempt.kept)})" if attempt.kept else ""
+        job.report(path.name + kept, certificate)
+        if certificate.passed:
+            job.add(path, precision, certificate, source="model.onnx", receipt=receipt)
+            return True
+        reason = job.failure(path.name, certificate, precision, typed)
+    path.unlink(missing_ok=True)
+    job.failures.append(f"{reason}.")
+    return False
+
+
+def _plans(job: Job, no_plan: str | None) -> None:
+    """model.plan and its like, from the smallest precision that was asked for and passed."""
+    options = job.options
+    made = [p for p in ("fp16", "bf16", "int8") if f"model.{p}.onnx" in job.bundle.files]
+    asked: list[PrecisionName] = [p for p in ("fp16", "bf16", "int8") if getattr(options, p)]
+    sources = [f"model.{p}.onnx" for p in asked if p in made]
+    if options.plans == "none" or (asked and not sources):
+        return
+    if not asked and options.plans == "auto":
+        return
+    if no_plan is not None:
+        job.say(f"No TensorRT plan: {no_plan}")
+        return
+    for request in plan_requests(options, sources or ["model.onnx"]):
+        built = build(request, options, job.staged, None)
+        source = job.bundle.files[request.source]
+        certificate = None
+        if not request.capabilities:
+            runner = session(built.path, job.spec, _plan_backend(built.built_for), device="cuda:0")
+            certificate = job.certify(runner, source.precision)
+            job.report(built.path.name, certificate)
+            if not certificate.passed:
+                built.path.unlink()
+                failed = "; ".join(certificate.all_failures())
+                job.failures.append(f"{request.name} does not equal PyTorch: {failed}.")
+                continue
+        _check_share(job, request.name, built.receipt, source.precision)
+        job.add(
+            built.path,
+            source.precision,
+            certificate,
+            built_for=BuiltFor(**built.built_for),
+            source=request.source,
+            receipt=built.receipt,
+        )
+        where = "" if certificate else "; not run, since it is for another machine's GPU"
+        job.say(
+            f"{request.name}: built by {built.built_for['library']} {built.built_for['version']} "
+            f"for compute capability {built.built_for['compute_capability']}, weights "
+            f"{built.receipt['weight_share']}{where}"
+        )
+
+
+def _plan_backend(built_for: dict[str, object]) -> str:
+    return "tensorrt-rtx" if built_for["library"] == "tensorrt_rtx" else "tensorrt"
+
+
+def _check_share(
+    job: Job, name: str, receipt: dict[str, dict[str, float]], precision: PrecisionName
+) -> None:
+    """A plan that is not what was asked for is a failure, whatever it answers."""
+    share = receipt["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
+    if precision in ("fp16", "bf16") and share < SMALLEST_SHARE:
+        raise ParityError(
+            f"{name} has {share:.0%} of its weight bytes in {precision}; expected at least "
+            f"{SMALLEST_SHARE:.0%}: TensorRT built {receipt['weight_share']}; nothing was written"
+        )
+
+
+def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:
+    """What a person types next, ready to paste where an image file is known."""
+    runs_here = [name for name, entry in bundle.files.items() if entry.certified]
+    plans = [name for name in runs_here if name.endswith(".plan")]
+    model = shlex.quote(str(output / plans[0] if plans else output))
+    return f"hybrid-predict {model} {shlex.quote(str(example)) if example else 'IMAGE'}"
 
 
 def _golden(job: Job) -> None:
     path = job.staged / GOLDEN_NAME
     images = golden_images(job.reference.images, job.reference.outputs)
     images.save(path)
-    golden = Golden(file=path.name, sha256=sha256_file(path), count=len(images.names))
-    job.bundle = Bundle(spec=job.bundle.spec, files=job.bundle.files, golden=golden)
-
-
-def _report(job: Job, name: str, certificate: Certificate) -> None:
-    verdict = "passed" if certificate.passed else "FAILED"
-    job.say(f"{name}: parity {verdict}: {certificate.summary()}")
-
-
-def explain_failure(name: str, certificate: Certificate) -> str:
-    """The error text of a file that failed: what broke, and on which images."""
-    return (
-        f"{name} does not equal PyTorch: {'; '.join(certificate.failures)}; worst images: "
-        f"{'; '.join(certificate.worst_images[:3])}; the file was not written"
-    )
+    job.set_golden(Golden(file=path.name, sha256=sha256_file(path), count=len(images.names)))

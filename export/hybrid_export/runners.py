@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybrid_rt.errors import BackendError, BackendMissingError
+from hybrid_rt.backends import open_session
+from hybrid_rt.errors import BackendMissingError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.model import HybridClassifier
 
@@ -52,26 +54,24 @@ def pytorch(model: HybridClassifier, spec: ModelSpec) -> Runner:
     return Runner(run, f"PyTorch {torch.__version__} fp32")
 
 
-def onnx_runtime(path: Path, *, outputs: list[str] | None = None) -> Runner:
-    """An ONNX file on ONNX Runtime's CPU provider."""
+def session(
+    path: Path, spec: ModelSpec, backend: str = "onnxruntime", *, device: str = "cpu",
+    precision: str | None = None,
+) -> Runner:  # fmt: skip
+    """A file through the runtime's own session: what a user of hybrid_rt will run."""
     try:
-        import onnxruntime as ort
-    except ImportError as err:
-        raise BackendMissingError(
-            "onnxruntime is not installed, so nothing can be certified; "
-            "pip install 'hybrid-rt[cpu]'"
-        ) from err
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime's exceptions have no common class
-        raise BackendError(f"ONNX Runtime cannot open {path.name}: {err}") from err
-    names = outputs or [output.name for output in session.get_outputs()]
-    feed = session.get_inputs()[0].name
+        opened = open_session(path, spec=spec, backend=backend, device=device, precision=precision)
+    except BackendMissingError as err:
+        raise BackendMissingError(f"{path.name} cannot be certified: {err}") from err
+    detail = f"{opened.backend} {_version(opened.backend)} {opened.detail}"
+    return Runner(opened.run, detail)
 
-    def run(images: NDArray[np.uint8]) -> Outputs:
-        values = session.run(names, {feed: np.ascontiguousarray(images)})
-        return dict(zip(names, values, strict=True))
 
-    return Runner(run, f"onnxruntime {ort.__version__} {session.get_providers()[0]}")
+def _version(backend: str) -> str:
+    names = {"tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx-cu13-bindings")}
+    for name in (*names.get(backend, ()), backend, f"{backend}-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "(version unknown)"

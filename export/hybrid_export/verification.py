@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,22 @@ class VerificationSet:
     encoded: tuple[bytes, ...]
     labels: tuple[int | None, ...]
     pixels: NDArray[np.uint8]
+    #: The first image's file, where it is one.
+    example: Path | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first(self, count: int) -> VerificationSet:
+        """The first so many of the images."""
+        return VerificationSet(
+            origin=self.origin,
+            names=self.names[:count],
+            encoded=self.encoded[:count],
+            labels=self.labels[:count],
+            pixels=self.pixels[:count],
+            example=self.example,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationS
         encoded=tuple(encoded),
         labels=tuple(None if i.label is None else classes.get(i.label) for i in items),
         pixels=np.stack(pixels),
+        example=next((item.data for item in items if isinstance(item.data, Path)), None),
     )
 
 
@@ -206,7 +221,8 @@ def _spread(items: Sequence[_Item], limit: int) -> list[_Item]:
     for _ in range(min(limit, len(items))):
         open_groups = [g for g in groups if sizes[g] < len(groups[g])]
         sizes[min(open_groups, key=lambda g: sizes[g])] += 1
-    return [item for g, members in groups.items() for item in _even(members, sizes[g])]
+    chosen = [_even(members, sizes[g]) for g, members in groups.items()]
+    return [item for row in zip_longest(*chosen) for item in row if item is not None]
 
 
 def _even(items: Sequence, count: int) -> list:

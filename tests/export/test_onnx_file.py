@@ -11,7 +11,7 @@ import pytest
 from hybrid_export import onnx_file
 from hybrid_export.graph import DeploymentGraph
 from hybrid_export.onnx_file import load, save, to_onnx
-from hybrid_export.runners import onnx_runtime, pytorch
+from hybrid_export.runners import pytorch, session
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
 
@@ -23,7 +23,7 @@ def pixels(count: int, size: int = 48) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
     x = pixels(batch)
-    expected, got = pytorch(*tiny).run(x), onnx_runtime(tiny_onnx).run(x)
+    expected, got = pytorch(*tiny).run(x), session(tiny_onnx, tiny[1]).run(x)
     assert list(got) == ["probabilities", "logits", "features"]
     for name in got:
         assert got[name].shape == (batch, expected[name].shape[1])
@@ -33,8 +33,8 @@ def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
     assert (got["logits"].argmax(1) == expected["logits"].argmax(1)).all()
 
 
-def test_rows_do_not_depend_on_their_batch(tiny_onnx):
-    runner, x = onnx_runtime(tiny_onnx), pixels(8)
+def test_rows_do_not_depend_on_their_batch(tiny, tiny_onnx):
+    runner, x = session(tiny_onnx, tiny[1]), pixels(8)
     together, alone = runner.run(x), runner.all(x, 1)
     gap = float(np.abs(together["logits"] - alone["logits"]).max())
     assert gap <= 1e-5, gap
@@ -77,7 +77,9 @@ def test_other_opsets(tiny, tmp_path, opset):
     assert model.opset_import[0].version == opset
     path = save(model, tmp_path / "model.onnx")
     x = pixels(3)
-    gap = float(np.abs(onnx_runtime(path).run(x)["logits"] - pytorch(*tiny).run(x)["logits"]).max())
+    gap = float(
+        np.abs(session(path, tiny[1]).run(x)["logits"] - pytorch(*tiny).run(x)["logits"]).max()
+    )
     assert gap <= 1e-4, gap
 
 

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from hybrid_export.limits import LIMITS
 from hybrid_export.onnx_file import load, save
 from hybrid_export.parity import Reference, auroc, certify, logit_scale, top1_flips
-from hybrid_export.runners import Runner, onnx_runtime, pytorch
+from hybrid_export.runners import Runner, pytorch, session
 from hybrid_export.verification import load_verification
 
 
@@ -20,7 +20,7 @@ def reference(tiny, pictures):
 
 
 def certificate_of(path, reference, tiny):
-    return certify(onnx_runtime(path), reference, tiny[1], LIMITS["fp32"])
+    return certify(session(path, tiny[1]), reference, tiny[1], LIMITS["fp32"])
 
 
 def test_a_faithful_file_passes(tiny, tiny_onnx, reference):
@@ -60,7 +60,7 @@ def test_catches_a_dropped_normalization(tiny, tiny_onnx, reference, tmp_path):
 
 def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference):
     """Right for every image in the order measured; wrong beside other neighbours."""
-    honest = onnx_runtime(tiny_onnx)
+    honest = session(tiny_onnx, tiny[1])
     known = {image.tobytes() for image in reference.images.pixels}
 
     def leaky(images):
@@ -77,7 +77,7 @@ def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_catches_a_batch_size_that_is_wrong(tiny, tiny_onnx, reference, batch):
-    honest = onnx_runtime(tiny_onnx)
+    honest = session(tiny_onnx, tiny[1])
 
     def wrong(images):
         outputs = dict(honest.run(images))
@@ -121,7 +121,7 @@ def test_catches_a_wrong_temperature(tiny, tiny_onnx, reference, tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_catches_numbers_that_are_not_finite(tiny, tiny_onnx, reference, value):
-    honest = onnx_runtime(tiny_onnx)
+    honest = session(tiny_onnx, tiny[1])
 
     def broken(images):
         outputs = {name: array.copy() for name, array in honest.run(images).items()}

@@ -1,0 +1,276 @@
+"""The command: files, certificates, retries, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnx import numpy_helper
+from tiny_hybrid import make_model
+
+from hybrid_export import pipeline, staging
+from hybrid_export.cli import main
+from hybrid_export.limits import LIMITS
+from hybrid_export.onnx_file import load
+from hybrid_rt import HybridEngine
+from hybrid_rt.bundle import Bundle
+from hybrid_rt.errors import ExportError
+from hybrid_rt.images import load_pixels
+from hybrid_rt.spec import ModelSpec
+from hybrid_train.checkpoint import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, checkpoint, pictures):
+    output = tmp_path_factory.mktemp("exported")
+    arguments = [str(checkpoint), "--output", str(output), "--verify", str(pictures)]
+    assert main([*arguments, "--fp16", "--bf16", "--no-tensorrt"]) == 0
+    return output
+
+
+@pytest.fixture
+def traced(monkeypatch, tiny_onnx):
+    """Tracing takes seconds; the session's ONNX model is the same."""
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
+
+
+def test_writes_a_certified_bundle(exported, tiny):
+    bundle = Bundle.load(exported)
+    assert list(bundle.files) == ["model.onnx", "model.fp16.onnx", "model.bf16.onnx"]
+    for name, entry in bundle.files.items():
+        bundle.check(name)
+        assert entry.certified, name
+        assert entry.certificate["images"] == 12
+        assert entry.certificate["auroc"] is not None
+    assert bundle.files["model.fp16.onnx"].source == "model.onnx"
+    assert bundle.files["model.fp16.onnx"].receipt["weight_share"]["float16"] >= 0.95
+    assert [o.name for o in bundle.spec.outputs] == ["probabilities", "logits", "features"]
+    size = {name: entry.bytes for name, entry in bundle.files.items()}
+    assert size["model.fp16.onnx"] < 0.56 * size["model.onnx"]
+
+
+def test_the_runtime_takes_it_as_it_is(exported, tiny, pictures):
+    model, spec = tiny
+    files = sorted(pictures.rglob("*.png"))[:3]
+    pixels = np.stack([load_pixels(f, spec.preprocess) for f in files])
+    with torch.no_grad():
+        logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+    with HybridEngine(exported / "model.onnx", device="cpu") as engine:
+        got = engine.predict(files)
+        engine.selftest()
+    assert [p.label for p in got] == [spec.classes[i] for i in logits.argmax(1)]
+
+
+def test_golden_images_are_the_verified_ones(exported, tiny):
+    golden = Bundle.load(exported).load_golden()
+    assert len(golden.names) == 8
+    pixels = np.stack([load_pixels(data, tiny[1].preprocess) for data in golden.encoded])
+    with torch.no_grad():
+        logits = tiny[0](torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+    assert float(np.abs(golden.logits - logits).max()) < 1e-5
+
+
+def test_a_second_export_replaces_the_first(traced, exported, checkpoint, pictures, tmp_path):
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "notes.txt").write_text("mine")
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    assert code == 0
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["model.golden.npz", "model.json", "model.onnx", "notes.txt"]
+
+
+def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, pictures, tmp_path, capsys):
+    genuine = pipeline.to_onnx
+
+    def sabotaged(graph, spec, **options):
+        model = genuine(graph, spec, **options)
+        name = next(
+            n.input[1] for n in model.graph.node if n.name == "/vit.blocks.2.mlp.fc2/MatMul"
+        )
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        array = numpy_helper.to_array(tensor) * np.float32(1.05)
+        tensor.CopyFrom(numpy_helper.from_array(array, name))
+        return model
+
+    monkeypatch.setattr(pipeline, "to_onnx", sabotaged)
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    message = capsys.readouterr().err
+    assert code == 1
+    assert "model.onnx does not equal PyTorch: logits differ by" in message
+    assert ".png: logits off by" in message, "the images"
+    assert "first layer that differs: vit.blocks.2.mlp" in message, "the layers"
+    assert "Traceback" not in message
+    assert message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fp16_keeps_in_fp32_what_overflows(checkpoint, pictures, tmp_path, capsys):
+    """A residual stream that grows beyond 65504, as in large trained ViTs."""
+    model, spec = make_model()
+    with torch.no_grad():
+        model.vit.blocks[1].mlp.fc2.bias[0] += 3e5
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, model, spec)
+    output = tmp_path / "out"
+    code = main(
+        [str(path), "--output", str(output), "--verify", str(pictures), "--fp16", "--no-tensorrt"]
+    )
+    assert code == 0, capsys.readouterr().err
+    certificate = Bundle.load(output).files["model.fp16.onnx"].certificate
+    assert certificate["passed"] is True
+    assert certificate["kept_fp32"][0].startswith("values beyond 16376")
+
+
+def test_fp16_that_cannot_pass_falls_back_to_bf16(
+    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
+):
+    monkeypatch.setitem(LIMITS, "fp16", replace(LIMITS["fp16"], logits_max_abs=1e-7))
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures), "--fp16"])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "model.fp16.onnx does not equal PyTorch" in captured.err
+    assert "kept in FP32: residual additions, head" in captured.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.bf16.onnx",
+        "model.golden.npz",
+        "model.json",
+        "model.onnx",
+    ]
+    assert list(Bundle.load(tmp_path).files) == ["model.onnx", "model.bf16.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--opset", "12"], "opset is 12; expected 17 to 23"),
+        (["--max-batch", "0"], "--max-batch is 0; expected 1 to"),
+        (["--max-batch", "4", "--opt-batch", "5"], "--opt-batch is 5; expected 1 to --max-batch"),
+        (["--int8"], "--int8 needs --calibrate DATA"),
+        (["--calibrate", "x"], "--calibrate is for --int8"),
+        (["--verify", "nowhere"], "nowhere does not exist; expected a folder of images"),
+    ],
+)
+def test_wrong_usage(arguments, message, checkpoint, tmp_path, capsys):
+    code = main([str(checkpoint), "--output", str(tmp_path / "out"), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out" / "model.json").exists()
+
+
+def test_a_missing_checkpoint(tmp_path, capsys):
+    assert main([str(tmp_path / "none.safetensors"), "--output", str(tmp_path / "out")]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_classes_that_do_not_fit_the_weights(tiny, tmp_path, capsys):
+    model, spec = tiny
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, model, spec.replace(classes=("benign", "malignant")))
+    assert main([str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "classes" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(checkpoint, tmp_path, capsys):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert main([str(checkpoint), "--output", str(blocker / "out")]) == 2
+    assert "expected a folder that you may write to" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, pictures, tmp_path, capsys):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "save", full)
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    assert code == 1
+    error = capsys.readouterr().err
+    assert "is full" in error
+    assert "nothing was changed there" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path):
+    left = tmp_path / ".hybrid-export-999999999"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    with staging.staging(tmp_path) as folder:
+        assert not left.exists()
+        (folder / "model.onnx").write_bytes(b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_inside_leaves_nothing(tmp_path):
+    def fail():
+        with staging.staging(tmp_path) as folder:
+            (folder / "model.onnx").write_bytes(b"half")
+            raise ExportError("stop")
+
+    with pytest.raises(ExportError, match="stop"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+_INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from hybrid_export.staging import staging
+with staging(Path(sys.argv[1])) as folder:
+    (folder / "model.onnx").write_bytes(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_leaves_nothing(number, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.wait(30)
+    process.stdout.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_export_leaves_the_old_bundle_whole(exported, tmp_path):
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.wait(30)
+    process.stdout.close()
+    bundle = Bundle.load(tmp_path)
+    for name in bundle.files:
+        bundle.check(name)
+
+
+def test_model_json_names_what_was_measured(exported):
+    data = json.loads((exported / "model.json").read_text())
+    certificate = data["files"]["model.fp16.onnx"]["certificate"]
+    assert "every result rounded to its type" in certificate["measured_with"]
+    assert certificate["limits"]["logits_max_abs"] >= 2e-2
+    fp32 = data["files"]["model.onnx"]["certificate"]
+    assert fp32["measured_with"].startswith("onnxruntime 1.")
+    assert [other["measured_with"].split()[0] for other in fp32["also"]] == ["openvino"]
+    spec = {p.key: p.value for p in load(exported / "model.fp16.onnx").metadata_props}
+    assert ModelSpec.from_json(spec["hybrid_rt.spec"]).classes[0] == "benign"
