@@ -37,7 +37,7 @@ def export_hybrid(folder, model, spec, *flags, count=24):
     pictures = write_pictures(folder / "pictures", count)
     arguments = [
         *(str(folder / "best.safetensors"), "--fp16", "--output", str(folder / "bundle")),
-        *("--verify", str(pictures), *plan_flags(), *flags),
+        *("--opset", "17", "--verify", str(pictures), *plan_flags(), *flags),
     ]
     assert main(arguments) == 0
     return folder / "bundle"
