@@ -116,5 +116,5 @@ def _value_types(model: Any) -> dict[str, str]:
 def _dtype_name(data_type: int) -> str:
     import onnx
 
-    name = onnx.TensorProto.DataType.Name(data_type).lower()
+    name: str = onnx.TensorProto.DataType.Name(data_type).lower()
     return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)

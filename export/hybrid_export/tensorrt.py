@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from hybrid_rt import plan
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ExportError
-from hybrid_rt.plan import BuiltPlan, LibraryName
+from hybrid_rt.plan import BuiltPlan
+from hybrid_rt.tensorrt_library import LibraryName
 
 __all__ = ["BuiltPlan", "build_plan", "why_no_tensorrt"]
 

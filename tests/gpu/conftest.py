@@ -8,7 +8,7 @@ from tiny_hybrid import make_model
 def pytest_collection_modifyitems(items):
     reason = why_not()
     for item in items:
-        if "gpu" in item.keywords and reason is not None:
+        if item.get_closest_marker("gpu") is not None and reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
