@@ -113,7 +113,7 @@ def test_texture_follows_the_power_law():
 
 
 @pytest.mark.parametrize(
-    ("data", "patients"), [("phantom", 250), ("phantom:4", 1), ("phantom:9", 3)]
+    ("data", "patients"), [("phantom", 400), ("phantom:4", 1), ("phantom:9", 3)]
 )
 def test_parse_phantom(data, patients):
     assert parse_phantom(data) == patients

@@ -83,14 +83,15 @@ PRESETS = {
     # Small enough to learn the phantoms from nothing on two CPU cores in a minute or two.
     "tiny": TrainConfig(
         vit="test_vit",
-        cnn="resnet10t",
+        cnn="test_resnet",
         image_size=160,
         hidden=(64,),
         dropout=0.1,
-        epochs=12,
-        batch_size=32,
+        epochs=9,
+        batch_size=16,
         lr=1e-3,
         weight_decay=0.02,
         warmup_epochs=0.5,
+        augment="flip",
     ),
 }

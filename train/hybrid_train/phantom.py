@@ -30,7 +30,7 @@ from hybrid_train.phantom_lesion import Lesion, add_lesion, random_lesion
 VIEWS = ("CC", "MLO")
 DENSITIES = ("A", "B", "C", "D")
 IMAGES_PER_PATIENT = 4
-DEFAULT_IMAGES = 1000
+DEFAULT_IMAGES = 1600
 
 
 def generate(

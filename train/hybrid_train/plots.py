@@ -1,0 +1,154 @@
+"""The report's plots as SVG text; figures are made without pyplot, so nothing global changes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_train.calibration import reliability, softmax
+
+Array = NDArray[Any]
+
+BLUE, ORANGE, GREY = "#1565c0", "#e65100", "#90a4ae"
+COLOURS = (BLUE, ORANGE, "#2e7d32", "#6a1b9a", "#00838f", "#c62828", "#5d4037", "#455a64")
+MOST_CLASSES = 8  # more curves in one plot cannot be told apart
+
+
+def training(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Loss, validation measures and learning rate over the epochs."""
+    if not history:
+        return []
+    epochs = [row["epoch"] for row in history]
+    made = []
+    for title, series in (
+        ("Loss", {"training": "train_loss", "validation": "val_loss"}),
+        ("Validation", {"AUROC": "val_auroc", "balanced accuracy": "val_balanced_accuracy"}),
+        ("Learning rate", {"peak of all groups": "lr"}),
+    ):
+        figure, axes = canvas(title, "epoch", "")
+        for (name, key), colour in zip(series.items(), COLOURS, strict=False):
+            values = [np.nan if row.get(key) is None else row[key] for row in history]
+            axes.plot(epochs, values, color=colour, label=name, marker="o", ms=3)
+        axes.legend(frameon=False)
+        made.append(svg(figure))
+    return made
+
+
+def quality(logits: Array, labels: Array, classes: Sequence[str], temperature: float) -> list[str]:
+    """ROC, precision and recall, confusion matrix, reliability before and after calibration."""
+    probabilities = softmax(np.asarray(logits) / temperature)
+    return [
+        roc(probabilities, labels, classes),
+        precision_recall(probabilities, labels, classes),
+        confusion(probabilities, labels, classes),
+        reliability_diagram(logits, labels, temperature),
+    ]
+
+
+def curves(probabilities: Array, labels: Array, classes: Sequence[str]) -> list[tuple[str, Any]]:
+    """(name, truth, score) of the classes to draw: the second of two, or all that are present."""
+    chosen = [1] if len(classes) == 2 else range(min(len(classes), MOST_CLASSES))
+    return [
+        (classes[c], (labels == c, probabilities[:, c]))
+        for c in chosen
+        if (labels == c).any() and not (labels == c).all()
+    ]
+
+
+def roc(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    from sklearn.metrics import roc_curve
+
+    figure, axes = canvas("ROC", "1 - specificity", "sensitivity")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+    for (name, (truth, score)), colour in zip(
+        curves(probabilities, labels, classes), COLOURS, strict=False
+    ):
+        x, y, _ = roc_curve(truth, score)
+        axes.plot(x, y, color=colour, label=name)
+    legend(axes, "lower right")
+    return svg(figure)
+
+
+def precision_recall(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    from sklearn.metrics import precision_recall_curve
+
+    figure, axes = canvas("Precision and recall", "recall", "precision")
+    axes.set_ylim(0, 1.03)
+    for (name, (truth, score)), colour in zip(
+        curves(probabilities, labels, classes), COLOURS, strict=False
+    ):
+        precision, recall, _ = precision_recall_curve(truth, score)
+        axes.plot(recall, precision, color=colour, label=name)
+        axes.axhline(truth.mean(), color=colour, lw=0.8, ls=":")
+    legend(axes, "lower left")
+    return svg(figure)
+
+
+def confusion(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    from sklearn.metrics import confusion_matrix
+
+    matrix = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    figure, axes = canvas("Confusion matrix", "answered", "true")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(classes))
+    long = max(map(len, classes)) > 4
+    axes.set_xticks(ticks, classes, rotation=30 if long else 0, ha="right" if long else "center")
+    axes.set_yticks(ticks, classes)
+    if len(classes) <= 12:
+        for i in ticks:
+            for j in ticks:
+                colour = "white" if share[i, j] > 0.55 else "#17202a"
+                axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=colour)
+    axes.grid(False)
+    return svg(figure)
+
+
+def reliability_diagram(logits: Array, labels: Array, temperature: float) -> str:
+    figure, axes = canvas("Reliability", "probability of the answer", "share that is right")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+    for name, value, colour in (
+        ("before calibration", 1.0, GREY),
+        (f"after, temperature {temperature:.2f}", temperature, BLUE),
+    ):
+        bins = reliability(logits, labels, value)
+        kept = [k for k, n in enumerate(bins["count"]) if n]
+        x = [bins["confidence"][k] for k in kept]
+        y = [bins["accuracy"][k] for k in kept]
+        sizes = [15 + 120 * bins["count"][k] / len(labels) for k in kept]
+        axes.plot(x, y, color=colour, lw=1)
+        axes.scatter(x, y, s=sizes, color=colour, label=name, alpha=0.8)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.05)
+    legend(axes, "upper left")
+    return svg(figure)
+
+
+def canvas(title: str, xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(color="#eceff1")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def legend(axes: Any, place: str) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc=place, fontsize=9)
+
+
+def svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
