@@ -28,16 +28,17 @@ GREYSCALE_OPERATIONS = [
 ]
 
 
-def augment(images: Tensor, strength: str, random: np.random.Generator, share: slice) -> Tensor:
-    """``images`` float ``[b, 3, h, w]`` in 0..1, changed; ``share`` is ours of the global batch.
+def augment(
+    images: Tensor, strength: str, random: np.random.Generator, share: slice, batch: int
+) -> Tensor:
+    """Changed ``images``, float ``[b, 3, h, w]`` in 0..1; ``share`` of the global batch is ours.
 
     "flip" mirrors at both axes; "standard" also rotates up to 15 degrees, scales 0.9 to 1.1,
     shifts up to 5% and changes brightness and contrast up to 10%.
     """
     if strength == "none":
         return images
-    # A fixed number of draws a picture, for as many as the global batch can have.
-    draws = torch.from_numpy(random.random((4096, 8), np.float32))[share][: len(images)]
+    draws = torch.from_numpy(random.random((batch, 8), np.float32))[share][: len(images)]
     draws = draws.to(images.device)
     flip_x = 1 - 2 * (draws[:, 0] < 0.5).float()
     flip_y = 1 - 2 * (draws[:, 1] < 0.5).float()
@@ -62,7 +63,7 @@ def augment(images: Tensor, strength: str, random: np.random.Generator, share: s
     return (images * contrast + brightness * images.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
 
 
-def rand_augment(images: Tensor, magnitude: int, seed: list[int]) -> Tensor:
+def rand_augment(images: Tensor, magnitude: int, seed: list[int], share: slice) -> Tensor:
     """timm's RandAugment (two operations a picture) on float ``[b, 3, h, w]`` in 0..1."""
     import random
 
@@ -76,7 +77,8 @@ def rand_augment(images: Tensor, magnitude: int, seed: list[int]) -> Tensor:
     python_state, numpy_state = random.getstate(), np.random.get_state()  # timm draws from both
     try:
         changed = []
-        for i, array in enumerate(arrays):
+        places = range(len(arrays) * (share.step or 1))[share]  # in the global batch
+        for i, array in zip(places, arrays, strict=True):
             mixed = int(np.random.SeedSequence([*seed, i]).generate_state(1)[0])
             random.seed(mixed)
             np.random.seed(mixed)

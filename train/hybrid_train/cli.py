@@ -187,6 +187,7 @@ def train(args: argparse.Namespace, command: str) -> int:
         resume=args.resume,
         overwrite=args.overwrite,
         weights=args.weights,
+        size_given=args.image_size is not None,
         pretrained=args.pretrained,
         command=command,
     )

@@ -65,6 +65,8 @@ class Samples:
     given_split: NDArray[np.str_] | None = None
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    #: Of each picture's pixels, once they were decoded.
+    checksums: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,14 +81,16 @@ class Samples:
             groups=None if self.groups is None else self.groups[indices],
             given_split=None if self.given_split is None else self.given_split[indices],
             columns={name: [values[i] for i in indices] for name, values in self.columns.items()},
+            checksums=tuple(self.checksums[i] for i in indices) if self.checksums else (),
         )
 
     def fingerprint(self) -> str:
-        """Changes when names, labels or groups do; 16 hexadecimal digits."""
+        """Changes when names, labels, groups or decoded pictures do; 16 hexadecimal digits."""
         digest = hashlib.sha256()
         groups = self.groups if self.groups is not None else [""] * len(self)
         for name, label, group in zip(self.names, self.labels, groups, strict=True):
             digest.update(f"{name}\0{label}\0{group}\n".encode())
+        digest.update(np.array(self.checksums, np.uint32).tobytes())
         return digest.hexdigest()[:16]
 
     def counts(self, indices: NDArray[np.int64] | None = None) -> dict[str, int]:

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from hybrid_train.config import TrainConfig
 from hybrid_train.data import DataOptions, Samples, open_data
 from hybrid_train.model import HybridClassifier, describe_branches
 from hybrid_train.operating import choose_operating_point
+from hybrid_train.optimization import restore_prior
 from hybrid_train.pictures import Pictures
 from hybrid_train.pretrained import load_pretrained
 from hybrid_train.processes import Processes, join_processes
-from hybrid_train.splits import Split, load_split, make_split, save_split
+from hybrid_train.splits import Split, load_split, make_split, save_split, warnings_of
 from hybrid_train.trainer import Trainer
 
 Log = Callable[[str], None]
@@ -47,6 +48,8 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     weights: Path | None = None
+    #: Whether an image size was asked for; else a checkpoint keeps its own.
+    size_given: bool = False
     #: None: random weights. Empty: timm's from the hub. Else files, ViT first.
     pretrained: Sequence[Path] | None = None
     command: str = ""
@@ -58,8 +61,10 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
     Raises UsageError, DataError, CheckpointError or TrainingError; what an earlier run left in
     the folder is then as it was.
     """
-    check_output(options)
     with join_processes() as processes:
+        options = replace(options, output=Path(processes.agree(str(options.output))))
+        check_output(options)
+        processes.barrier()  # all have looked before the first one writes
         if config.batch_size % processes.world:
             raise UsageError(
                 f"--batch-size {config.batch_size} cannot be dealt to {processes.world} processes"
@@ -67,12 +72,7 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         say = log if processes.first else (lambda _: None)
         samples = open_data(options.data, options.data_options)
         say(describe(samples))
-        preprocess = Preprocess(
-            height=config.image_size,
-            width=config.image_size,
-            resize=config.resize,
-            crop=config.crop,
-        )
+        preprocess = choose_preprocess(options, config)
         pictures = Pictures(samples, preprocess)
         samples = read_pictures(pictures, config, say)
         split_file = options.output / "split.json"
@@ -86,6 +86,8 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
                 seed=config.seed,
             )
         say(describe_split(samples, split))
+        for note in warnings_of(samples, split):
+            say(f"warning: {note}")
         torch.manual_seed(config.seed)
         model, spec = make_model(samples, preprocess, config, options)
         if processes.first:
@@ -97,7 +99,7 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
                 f"resuming in epoch {trainer.progress.epoch + 1}, batch {trainer.progress.step + 1}"
             )
         say(
-            f"training {spec.vit.model} + {spec.cnn.model} at {config.image_size} px on "
+            f"training {spec.vit.model} + {spec.cnn.model} at {preprocess.height} px on "
             f"{processes.device} in {trainer.precision}"
             + (f", {processes.world} processes" if processes.world > 1 else "")
         )
@@ -105,6 +107,14 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
             say(f"stopped; go on with the same command and --resume ({options.output / LAST})")
             return None
         return finish(trainer, samples, split, options, processes, say)
+
+
+def choose_preprocess(options: RunOptions, config: TrainConfig) -> Preprocess:
+    """The settings', or a given checkpoint's own where no size was asked for."""
+    if options.weights is not None and not options.size_given:
+        return load_state(options.weights)[1].preprocess
+    size = config.image_size
+    return Preprocess(height=size, width=size, resize=config.resize, crop=config.crop)
 
 
 def check_output(options: RunOptions) -> None:
@@ -139,9 +149,9 @@ def prepare_folder(
 
 def read_pictures(pictures: Pictures, config: TrainConfig, say: Log) -> Samples:
     """Decode all pictures if they fit the cache; leave bad ones out, or fail, as told."""
-    keep = pictures.bytes_needed <= config.cache_gib * 2**30
-    say(f"decoding {len(pictures)} pictures" + (" into memory" if keep else ""))
-    pictures.decode_all(keep=keep)
+    say(f"decoding {len(pictures)} pictures")
+    if not pictures.decode_all(config.cache_gib * 2**30):
+        say(f"they need more than --cache-gib {config.cache_gib:g}: decoded again each epoch")
     if pictures.bad:
         first = list(pictures.bad.values())[:3]
         listing = "; ".join(first) + (" …" if len(pictures.bad) > 3 else "")
@@ -212,6 +222,8 @@ def finish(
     """Measure the best epoch in fp32, fit the temperature and threshold, write all files."""
     config = trainer.config
     model = trainer.best_model()
+    counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
+    restore_prior(model.head[-1], counts, config)
     parts = {n: i for n, i in split.parts().items() if n != "train" and len(i)}
     logits = {name: trainer.logits(model, part, exact=True) for name, part in parts.items()}
     if not processes.first:

@@ -105,3 +105,22 @@ def freeze_batchnorm(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
+
+
+def restore_prior(head: nn.Linear, counts: Any, config: TrainConfig) -> None:
+    """Give the classes back the frequencies that balancing took from them.
+
+    Class weights and balanced sampling train for equal classes, and the probabilities say so. The
+    bias is moved by log(frequency / trained frequency) (Saerens, Latinne & Decaestecker 2002), so
+    that they speak of the data as it is. Nothing happens where nothing was balanced.
+    """
+    frequency = torch.as_tensor(counts, dtype=torch.float64).clamp_min(1)
+    frequency = frequency / frequency.sum()
+    trained = frequency.clone()
+    if config.sampler == "balanced":
+        trained = torch.ones_like(frequency)
+    if config.class_weights == "balanced":
+        trained = trained / frequency
+    shift = torch.log(frequency) - torch.log(trained / trained.sum())
+    with torch.no_grad():
+        head.bias.add_((shift - shift.mean()).to(head.bias))

@@ -6,8 +6,11 @@ middle of an epoch, and two processes see what one would.
 
 from __future__ import annotations
 
+import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,20 +27,30 @@ from hybrid_train.tables import available_cores
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Pixels uint8 ``[height, width, 3]`` and index of sample i, from load_pixels."""
+    """Pixels uint8 ``[height, width, 3]`` and index of sample i, from load_pixels.
+
+    The cache keeps one channel while all pictures are grey.
+    """
 
     def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
         self.samples, self.preprocess = samples, preprocess
         self.cache: NDArray[np.uint8] | None = None
         self.bad: dict[int, str] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        if self.cache is not None:
-            return self.cache[index], index
-        return self.load(index), index
+        if self.cache is None:
+            return self.load(index), index
+        pixels = self.cache[index]
+        if pixels.shape[-1] == 1:
+            pixels = np.repeat(pixels, 3, axis=-1)
+        return pixels, index
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}  # for decoding workers, which never fill the cache
 
     def load(self, index: int) -> NDArray[np.uint8]:
         """Decode sample ``index``; the error names the picture."""
@@ -46,14 +59,13 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         except HybridError as err:
             raise DataError(f"{self.samples.names[index]}: {err}") from err
 
-    @property
-    def bytes_needed(self) -> int:
-        return len(self) * self.preprocess.height * self.preprocess.width * 3
+    def decode_all(self, cache_bytes: float) -> bool:
+        """Decode every picture once; True where all fit into ``cache_bytes`` and were kept.
 
-    def decode_all(self, *, keep: bool) -> None:
-        """Decode every picture once: fills the cache, and finds those that cannot be read."""
-        shape = (self.preprocess.height, self.preprocess.width, 3)
-        cache = np.empty((len(self), *shape), np.uint8) if keep else None
+        Notes in ``bad`` those that cannot be read, and in the samples a checksum of the others.
+        """
+        checksums = [0] * len(self)
+        bytes_each = self.preprocess.height * self.preprocess.width
 
         def one(index: int) -> None:
             try:
@@ -61,13 +73,33 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
             except DataError as err:
                 self.bad[index] = str(err)
                 return
-            if cache is not None:
-                cache[index] = pixels
+            checksums[index] = zlib.crc32(pixels)
+            self._keep(index, pixels, cache_bytes)
 
+        if bytes_each * len(self) <= cache_bytes:
+            self.cache = np.zeros((len(self), *self._shape, 1), np.uint8)
         with ThreadPoolExecutor(available_cores()) as pool:
             for _ in pool.map(one, range(len(self))):
                 pass
-        self.cache = cache
+        self.samples = replace(self.samples, checksums=tuple(checksums))
+        return self.cache is not None
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.preprocess.height, self.preprocess.width
+
+    def _keep(self, index: int, pixels: NDArray[np.uint8], cache_bytes: float) -> None:
+        grey = bool((pixels == pixels[..., :1]).all())
+        with self._lock:
+            if self.cache is None:
+                return
+            if not grey and self.cache.shape[-1] == 1:
+                # The first coloured picture: from now on three channels, if they fit.
+                fits = self.cache.nbytes * 3 <= cache_bytes
+                self.cache = np.repeat(self.cache, 3, axis=-1) if fits else None
+                if self.cache is None:
+                    return
+            self.cache[index] = pixels[..., : self.cache.shape[-1]]
 
     def drop_bad(self) -> None:
         """Leave out the pictures that decode_all could not read."""
@@ -75,10 +107,6 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         self.samples = self.samples.take(good)
         if self.cache is not None:
             self.cache = self.cache[good]
-
-    def array(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """Pixels ``[n, height, width, 3]`` of some samples."""
-        return np.stack([self[int(i)][0] for i in indices])
 
 
 class BatchPlan:
@@ -123,19 +151,31 @@ class BatchPlan:
         return batch[self.rank :: self.world]
 
 
-def loader(
-    pictures: Dataset[Any], batches: list[NDArray[np.int64]], *, workers: int, pin: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images uint8 ``[b, 3, height, width]``, indices) for each batch of sample indices."""
-    made = DataLoader(
-        pictures,
-        batch_sampler=[b.tolist() for b in batches],
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
-    )
-    yield from made
+class Loader:
+    """Decodes batches of sample indices; its worker processes live as long as it does."""
+
+    def __init__(self, pictures: Pictures, *, workers: int, pin: bool) -> None:
+        self._batches: list[list[int]] = []
+        self._loader = DataLoader(
+            pictures,
+            batch_sampler=self,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def load(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images uint8 ``[b, 3, height, width]``, indices) for each batch, in order."""
+        self._batches = [batch.tolist() for batch in batches]
+        yield from self._loader
 
 
 def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:

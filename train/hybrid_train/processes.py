@@ -43,6 +43,18 @@ class Processes:
         dist.all_reduce(total)
         return tuple(total.tolist())
 
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def agree(self, value: str) -> str:
+        """The first process's value."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process."""
         return self.sum(float(flag))[0] > 0

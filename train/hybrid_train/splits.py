@@ -99,10 +99,32 @@ def check_split(samples: Samples, split: Split) -> None:
                 f"class {label!r} has {samples.counts()[label]} pictures, none of which fell into "
                 "the training part; add some, or drop the class"
             )
-    if samples.groups is not None and samples.given_split is None:
-        sides = [set(samples.groups[part].tolist()) for part in split.parts().values()]
-        if sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2]:
-            raise DataError(f"a {samples.group_column} is on two sides of the split")  # never
+    if samples.given_split is None and shared_groups(samples, split):
+        raise DataError(f"the split has a {samples.group_column} on two sides; please report this")
+
+
+def shared_groups(samples: Samples, split: Split) -> set[str]:
+    """Groups that stand on two sides: none in our own splits, perhaps in given ones."""
+    if samples.groups is None:
+        return set()
+    train, val, test = (set(samples.groups[part].tolist()) for part in split.parts().values())
+    return (train & val) | (train & test) | (val & test)
+
+
+def warnings_of(samples: Samples, split: Split) -> list[str]:
+    """What a reader of the metrics should know about the split."""
+    notes = []
+    shared = shared_groups(samples, split)
+    if shared:
+        notes.append(
+            f"{len(shared)} {samples.group_column} stand on two sides of the data's own split: "
+            "its metrics are too good"
+        )
+    for name, part in split.parts().items():
+        absent = [c for c, n in samples.counts(part).items() if n == 0] if len(part) else []
+        if absent and name != "train":
+            notes.append(f"{name} has no picture of {', '.join(absent)}")
+    return notes
 
 
 def save_split(path: Path, samples: Samples, split: Split) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_train.data import SUBGROUP_COLUMNS, DataOptions, Samples, rename_classes
+from hybrid_train.data import SPLIT_FOLDERS, SUBGROUP_COLUMNS, DataOptions, Samples, rename_classes
 
 LABEL_COLUMNS = ("cancer", "label", "labels", "class", "target")
 IMAGE_COLUMNS = ("image", "img", "picture")
@@ -47,15 +47,20 @@ def open_hub(name: str, options: DataOptions) -> Samples:
     except Exception as err:  # offline, unknown or gated: the library's errors have no common root
         raise DataError(
             f"{name} cannot be had from the Hugging Face hub ({type(err).__name__}: "
-            f"{last_line(err)}); download its parquet files where there is a network, and give "
-            f"their folder instead: hybrid-train path/to/{name.split('/')[1]}"
+            f"{last_line(err)}), and no folder of that name is here; download its parquet files "
+            "where there is a network, and give their folder instead: "
+            f"hybrid-train path/to/{name.split('/')[1]}"
         ) from err
     table = datasets.concatenate_datasets(list(splits.values()))
-    return open_table(table, name, options)
+    parts = [SPLIT_FOLDERS.get(part, "") for part in splits]
+    given = None
+    if len(parts) > 1 and "train" in parts and all(parts):
+        given = np.repeat(parts, [len(splits[part]) for part in splits])
+    return open_table(table, name, options, given)
 
 
-def open_table(table: Any, origin: str, options: DataOptions) -> Samples:
-    """A table of the ``datasets`` library."""
+def open_table(table: Any, origin: str, options: DataOptions, given_split: Any = None) -> Samples:
+    """A table of the ``datasets`` library; ``given_split`` names each row's part."""
     import datasets
 
     columns = table.column_names
@@ -81,6 +86,7 @@ def open_table(table: Any, origin: str, options: DataOptions) -> Samples:
         names=[f"{prefix}-{row:06}" for row in kept],
         group_column=group,
         groups=groups,
+        given_split=None if given_split is None else given_split[kept],
         columns={c: list(meta[c]) for c in SUBGROUP_COLUMNS if c in columns and c != label},
         dropped={f"{label} is null": len(table) - len(kept)} if len(kept) < len(table) else {},
     )
@@ -120,7 +126,7 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
         labels=labels,
         source=[rows[i]["image"] for i in kept].__getitem__,
         names=[
-            f"phantom-{rows[i]['patient_id']:05}-{rows[i]['laterality']}-{rows[i]['view']}"
+            f"phantom-{i:05}-{rows[i]['patient_id']}-{rows[i]['laterality']}-{rows[i]['view']}"
             for i in kept
         ],
         group_column=group,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from hybrid_rt.errors import CheckpointError, TrainingError
@@ -32,11 +33,14 @@ from hybrid_train.optimization import (
     make_optimizer,
     set_learning_rate,
 )
-from hybrid_train.pictures import BatchPlan, Pictures, loader
+from hybrid_train.pictures import BatchPlan, Loader, Pictures
 from hybrid_train.processes import Processes
 from hybrid_train.splits import Split
 
 Log = Callable[[str], None]
+
+LOSS_EVERY = 16  # batches
+STOP_EVERY = 8  # batches, with several processes
 
 
 @dataclass
@@ -75,7 +79,8 @@ class Trainer:
         if config.channels_last and self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
         if processes.world > 1 and self.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            # timm's own, which knows its fused norm and activation layers.
+            self.model = convert_sync_batchnorm(self.model)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.ema = copy.deepcopy(self.model).eval() if config.ema else None
@@ -95,6 +100,7 @@ class Trainer:
         self.mixer = mixer(
             config.mixup, config.cutmix, config.label_smoothing, len(self.spec.classes)
         )
+        self.data = Loader(pictures, workers=self._workers(), pin=self.device.type == "cuda")
         self._stop = False
 
     # ---- the whole run -----------------------------------------------------------------------
@@ -116,6 +122,7 @@ class Trainer:
         """The network with the weights of the best epoch, in evaluation mode."""
         from hybrid_train.checkpoint import load_checkpoint
 
+        self.processes.barrier()  # the first process may still be writing it
         model, _ = load_checkpoint(self.folder / BEST)
         return model.to(self.device).eval()
 
@@ -138,27 +145,45 @@ class Trainer:
         batches = self.plan.epoch(progress.epoch)
         shares = [self.plan.share(batch) for batch in batches[progress.step :]]
         started = waiting_since = time.perf_counter()
-        data = loader(
-            self.pictures, shares, workers=self._workers(), pin=self.device.type == "cuda"
-        )
-        for images, indices in data:
+        losses: list[Tensor] = []
+        for images, indices in self.data.load(shares):
             progress.waited += time.perf_counter() - waiting_since
-            last = progress.step + 1 == len(batches)
-            loss = self._train_batch(network, images, indices, last)
-            progress.loss_sum += loss
+            complete = (progress.step + 1) % self.config.accumulate == 0
+            complete = complete or progress.step + 1 == len(batches)
+            losses.append(self._train_batch(network, images, indices, complete))
             progress.step += 1
+            # Reading a loss waits for the GPU, so it is done now and then.
+            if complete and (len(losses) >= LOSS_EVERY or progress.step == len(batches)):
+                self._read_losses(losses)
             now = time.perf_counter()
             progress.seconds += now - started
             started = waiting_since = now
-            self._tick(len(batches))
-            if self.processes.any(self._stop):
+            if complete and self._asked_to_stop():
+                self._read_losses(losses)
                 self.save()
                 return False
         return True
 
+    def _read_losses(self, losses: list[Tensor]) -> None:
+        value = float(torch.stack(losses).sum())
+        losses.clear()
+        if not np.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} in epoch {self.progress.epoch + 1}, near batch "
+                f"{self.progress.step}; the last good checkpoint is {self.folder / BEST}: lower "
+                f"--lr (now {self.config.lr}), or use --precision fp32"
+            )
+        self.progress.loss_sum += value
+
+    def _asked_to_stop(self) -> bool:
+        if self.processes.world == 1:
+            return self._stop
+        # All processes stop after the same batch, or they would wait for each other for ever.
+        return self.progress.step % STOP_EVERY == 0 and self.processes.any(self._stop)
+
     def _train_batch(
-        self, network: nn.Module, images: Tensor, indices: Tensor, last: bool
-    ) -> float:
+        self, network: nn.Module, images: Tensor, indices: Tensor, complete: bool
+    ) -> Tensor:
         config, progress = self.config, self.progress
         step = progress.epoch * len(self.plan) + progress.step
         seed = [config.seed, progress.epoch, progress.step]
@@ -180,18 +205,16 @@ class Trainer:
         with autocast(self.precision, self.device):
             logits = network(images)
         smoothing = config.label_smoothing if targets is labels else 0.0
+        # The mean over pictures, not over weights: processes with other pictures then agree.
         loss = F.cross_entropy(
-            logits.float(), targets, weight=self.class_weights, label_smoothing=smoothing
-        )
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} in epoch {progress.epoch + 1}, batch {progress.step + 1}; "
-                f"the last good checkpoint is {self.folder / BEST}: lower --lr (now {config.lr}), "
-                "or use --precision fp32"
-            )
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=smoothing,
+            reduction="none",
+        ).mean()
         self.scaler.scale(loss / config.accumulate).backward()
-        if last or (progress.step + 1) % config.accumulate == 0:
+        if complete:
             self.scaler.unscale_(self.optimizer)
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -199,13 +222,14 @@ class Trainer:
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
             self._update_ema(step)
-        return value
+        return loss.detach()
 
     def _augmented(self, images: Tensor, seed: list[int]) -> Tensor:
-        if self.config.randaugment:
-            images = rand_augment(images, self.config.randaugment, [*seed, self.plan.rank])
         share = slice(self.plan.rank, None, self.plan.world)
-        return augment(images, self.config.augment, np.random.default_rng([*seed, 2]), share)
+        if self.config.randaugment:
+            images = rand_augment(images, self.config.randaugment, [*seed, 4], share)
+        random = np.random.default_rng([*seed, 2])
+        return augment(images, self.config.augment, random, share, self.plan.batch_size)
 
     def _set_mode(self) -> None:
         self.model.train()
@@ -241,7 +265,7 @@ class Trainer:
         labels = self.pictures.samples.labels[self.split.val]
         quick = metrics.quick(logits, labels)
         score = quick["auroc"] if quick["auroc"] is not None else quick["balanced_accuracy"]
-        images = progress.step * self.config.batch_size
+        images = progress.step * self.plan.batch_size
         progress.history.append(
             {
                 "epoch": progress.epoch + 1,
@@ -274,7 +298,7 @@ class Trainer:
         was = model.training
         model.eval()
         with torch.inference_mode():
-            for images, _ in loader(self.pictures, shares, workers=self._workers(), pin=False):
+            for images, _ in self.data.load(shares):
                 with autocast("fp32" if exact else self.precision, self.device):
                     out = model(images.to(self.device).float() / 255)
                 rows.append(out.float().cpu().numpy())
@@ -338,6 +362,8 @@ class Trainer:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def stop(*_: object) -> None:
+            if self._stop:  # asked twice: now
+                raise KeyboardInterrupt
             self._stop = True
 
         before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -363,9 +389,6 @@ class Trainer:
 
         asked = self.config.workers
         return min(available_cores(), 8) if asked is None else asked
-
-    def _tick(self, batches: int) -> None:
-        """For a progress bar; set by the command."""
 
     def _report(self, row: dict[str, Any], better: bool) -> None:
         if not self.processes.first:
