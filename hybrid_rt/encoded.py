@@ -136,7 +136,9 @@ def over_black(image: Image.Image) -> Image.Image:
     alpha = image.getchannel("A")
     colour = image.convert(opaque)
     colour.info.pop("transparency", None)
-    return Image.composite(colour, Image.new(opaque, image.size), alpha)
+    black = Image.new(opaque, image.size)
+    black.paste(colour, mask=alpha)
+    return black
 
 
 def _opener(head: bytes) -> Callable[[BinaryIO], Any]:
@@ -230,7 +232,7 @@ def _wide_to_8_bits(
             raise ImageError("float_range was given for integers: leave float_range out")
         bits, signed = _integer_type(image)
         if bits <= 16 and not signed:
-            values = values.astype(np.uint16)
+            values = values.astype(np.uint16, copy=False)
         elif not signed:
             values = values.view(np.uint32)  # Pillow keeps unsigned 32-bit values in int32
         grey = (

@@ -32,7 +32,8 @@ def grey_levels(
     if pixels.dtype.kind in "iu" and pixels.dtype.itemsize <= 2:
         return _by_table(pixels, header, modality, voi)
     if voi is None:
-        voi = _stretch(modality(pixels[_not_padding(pixels, header)]))
+        kept = [modality(row[_not_padding(row, header)]) for row in pixels]
+        voi = _stretch(np.array([f(row) for row in kept if row.size for f in (np.min, np.max)]))
     return np.stack([voi(modality(row)) for row in pixels])
 
 
