@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from hybrid_rt.errors import CheckpointError, TrainingError
 from hybrid_rt.files import atomic_path
@@ -110,7 +112,7 @@ class Trainer:
 
         Ctrl-C and SIGTERM end the batch that runs, and the state is saved.
         """
-        with self._signals():
+        with self._signals(), self._scalars():
             network = self._network()
             while self.progress.epoch < self.config.epochs and not self._out_of_patience():
                 if not self._train_epoch(network):
@@ -146,7 +148,15 @@ class Trainer:
         shares = [self.plan.share(batch) for batch in batches[progress.step :]]
         started = waiting_since = time.perf_counter()
         losses: list[Tensor] = []
-        for images, indices in self.data.load(shares):
+        bar = tqdm(
+            self.data.load(shares),
+            desc=f"epoch {progress.epoch + 1}/{self.config.epochs}",
+            total=len(batches),
+            initial=progress.step,
+            leave=False,
+            disable=None if self.processes.first else True,  # None: shown on a terminal only
+        )
+        for images, indices in bar:
             progress.waited += time.perf_counter() - waiting_since
             complete = (progress.step + 1) % self.config.accumulate == 0
             complete = complete or progress.step + 1 == len(batches)
@@ -360,6 +370,20 @@ class Trainer:
         return ""
 
     @contextmanager
+    def _scalars(self) -> Iterator[None]:
+        """TensorBoard's log in the run folder, open while training."""
+        if not self.processes.first:
+            yield
+            return
+        step = self.progress.epoch + 1  # what an interrupted run wrote beyond is dropped
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        self._writer = writer
+        try:
+            yield
+        finally:
+            writer.close()
+
+    @contextmanager
     def _signals(self) -> Iterator[None]:
         def stop(*_: object) -> None:
             if self._stop:  # asked twice: now
@@ -393,6 +417,9 @@ class Trainer:
     def _report(self, row: dict[str, Any], better: bool) -> None:
         if not self.processes.first:
             return
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self._writer.add_scalar(name, value, row["epoch"])
         auroc = row["val_auroc"]
         self.log(
             f"epoch {row['epoch']:>3}/{self.config.epochs}  "
