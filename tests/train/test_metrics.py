@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from hybrid_rt.errors import UsageError
+from hybrid_rt.errors import DataError, TrainingError, UsageError
+from hybrid_train.bootstrap import auroc_interval, bootstrap_interval
 from hybrid_train.calibration import calibration_error, fit_temperature, reliability, softmax
-from hybrid_train.metrics import bootstrap_interval, evaluate, quick
+from hybrid_train.metrics import auroc, evaluate, quick
 from hybrid_train.operating import choose_operating_point
 
 
@@ -93,6 +94,38 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 85 <= inside <= 99
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_fast_interval_equals_drawing_with_scikit_learn(classes, grouped):
+    """Ties, uneven groups and draws that lack a class included."""
+    rng = np.random.default_rng(4)
+    labels = np.concatenate([np.arange(classes), rng.integers(classes - 1, size=56)])
+    logits = rng.normal(size=(len(labels), classes)).round(1) + np.eye(classes)[labels]
+    probabilities = softmax(logits)
+    groups = rng.integers(17, size=len(labels)) if grouped else None
+    chosen = [1] if classes == 2 else range(classes)
+    fast = auroc_interval(probabilities, labels, chosen, groups, 150, 0)
+    slow = bootstrap_interval(
+        lambda i: auroc(probabilities[i], labels[i], 1), len(labels), groups, 150, 0
+    )
+    assert fast == pytest.approx(slow, abs=1e-12)
+
+
+def test_no_pictures_and_lost_logits_are_errors():
+    with pytest.raises(DataError, match="no pictures to measure"):
+        evaluate(np.zeros((0, 2)), np.zeros(0, int), ("a", "b"))
+    with pytest.raises(TrainingError, match="logits of 1 of 2 pictures are not finite"):
+        evaluate(np.array([[0, 1], [np.nan, 0]]), np.array([0, 1]), ("a", "b"))
+
+
+def test_temperature_changes_calibration_only():
+    sharp = logits_of(P) * 3
+    result = evaluate(sharp, Y, ("a", "b"), temperature=3.0, bootstrap=0)
+    assert result["ece"] == evaluate(logits_of(P), Y, ("a", "b"), bootstrap=0)["ece"]
+    assert result["ece_before_temperature"] == calibration_error(softmax(sharp), Y)["ece"]
+    assert result["auroc"] == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
 def test_temperature_is_recovered(truth):
     rng = np.random.default_rng(3)
@@ -140,6 +173,16 @@ def test_operating_points(criterion, sensitivity, specificity):
 def test_youden_takes_the_best_sum():
     point = choose_operating_point(SCORES, TRUTH, positive="cancer", criterion="youden")
     assert point.sensitivity + point.specificity == 1.75
+
+
+def test_saturated_probabilities_leave_the_threshold_at_one():
+    """1 - 1e-12 is 1 for a runtime in float32: no threshold parts these negatives off."""
+    scores = np.array([0.0, 1.0 - 1e-12, 1.0, 1.0])
+    point = choose_operating_point(
+        scores, np.array([0, 0, 0, 1]), positive="cancer", criterion="specificity=0.9"
+    )
+    assert (point.threshold, point.sensitivity) == (1.0, 1.0)
+    assert point.specificity == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("criterion", ["best", "sensitivity=2", "sensitivity=", "1.5", "recall=1"])

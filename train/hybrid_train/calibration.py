@@ -44,7 +44,7 @@ def fit_temperature(logits: Array, labels: Array) -> float:
 
 def reliability(
     logits: Array, labels: Array, temperature: float = 1.0, bins: int = BINS
-) -> dict[str, list[float | int | None]]:
+) -> dict[str, list[Any]]:
     """Confidence, accuracy and count in equal-width bins of the top label's probability."""
     return _binned(softmax(np.asarray(logits) / temperature), labels, bins)
 

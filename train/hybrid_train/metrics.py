@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.errors import UsageError
+from hybrid_rt.errors import DataError, TrainingError, UsageError
+from hybrid_train.bootstrap import auroc_interval
 from hybrid_train.calibration import calibration_error, softmax
 
 Array = NDArray[Any]
-
-INTERVAL = (2.5, 97.5)  # percentiles of the bootstrap
 
 
 def quick(logits: Array, labels: Array) -> dict[str, float | None]:
@@ -49,11 +48,22 @@ def evaluate(
     ``groups`` (patients) are what the bootstrap draws; without them it draws pictures.
     ``positive`` is the class that AUROC, average precision and sensitivity of a two-class problem
     speak of, the second by default; with more classes they are macro means, one against the rest.
+    All but ``ece_before_temperature`` hold for the calibrated probabilities. Raises UsageError
+    for an unknown ``positive``, DataError for no pictures, TrainingError for logits that are not
+    finite.
     """
     from sklearn import metrics as sk
 
-    labels = np.asarray(labels)
-    probabilities = softmax(np.asarray(logits, np.float64) / temperature)
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    if len(labels) == 0:
+        raise DataError("no pictures to measure; expected at least one in the split")
+    lost = int((~np.isfinite(logits)).any(1).sum())
+    if lost:
+        raise TrainingError(
+            f"the logits of {lost} of {len(labels)} pictures are not finite; train with a smaller "
+            "learning rate or in fp32"
+        )
+    probabilities = softmax(logits / temperature)
     predicted = probabilities.argmax(1)
     index = positive_index(classes, positive)
     result: dict[str, Any] = {
@@ -75,16 +85,14 @@ def evaluate(
             f"f1_{average}": float(f1),
         }
     result["auroc"] = auroc(probabilities, labels, index)
-    result["auroc_interval"] = bootstrap_interval(
-        lambda chosen: auroc(probabilities[chosen], labels[chosen], index),
-        len(labels),
-        groups,
-        bootstrap,
-        seed,
+    result["auroc_interval"] = auroc_interval(
+        probabilities, labels, averaged_classes(probabilities, index), groups, bootstrap, seed
     )
     result["average_precision"] = average_precision(probabilities, labels, index)
     result["sensitivity_at_90_specificity"] = sensitivity_at(probabilities, labels, index, 0.9)
     result |= calibration_error(probabilities, labels)
+    uncalibrated = calibration_error(softmax(logits), labels)
+    result["ece_before_temperature"] = uncalibrated["ece"]
     onehot = np.eye(len(classes))[labels]
     result["brier"] = float(((probabilities - onehot) ** 2).sum(1).mean())
     result["per_class"] = per_class(probabilities, predicted, labels, classes)
@@ -124,14 +132,18 @@ def over_classes(
     probabilities: Array, labels: Array, positive: int, score: Callable[..., float]
 ) -> float | None:
     """``score(is class, probability)`` of the positive class, or the mean over classes present."""
-    count = probabilities.shape[1]
-    chosen = [positive] if count == 2 else range(count)
     scores = []
-    for c in chosen:
+    for c in averaged_classes(probabilities, positive):
         truth = labels == c
         if truth.any() and not truth.all():
             scores.append(float(score(truth, probabilities[:, c])))
     return float(np.mean(scores)) if scores else None
+
+
+def averaged_classes(probabilities: Array, positive: int) -> Sequence[int]:
+    """The classes a measure speaks of: the positive one of two, or all."""
+    count = probabilities.shape[1]
+    return [positive] if count == 2 else range(count)
 
 
 def sensitivity_at(
@@ -169,39 +181,3 @@ def per_class(
             }
         )
     return rows
-
-
-def bootstrap_interval(
-    measure: Callable[[Array], float | None],
-    count: int,
-    groups: Array | None,
-    draws: int,
-    seed: int,
-) -> tuple[float, float] | None:
-    """95% percentile interval of ``measure(indices)`` over draws of whole groups.
-
-    None where there are fewer than two groups or the measure is missing in most draws.
-    """
-    members = group_members(groups, count)
-    if len(members) < 2 or draws < 1:
-        return None
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(draws):
-        chosen = rng.integers(len(members), size=len(members))
-        value = measure(np.concatenate([members[g] for g in chosen]))
-        if value is not None:
-            values.append(value)
-    if len(values) < draws / 2:
-        return None
-    low, high = np.percentile(values, INTERVAL)
-    return float(low), float(high)
-
-
-def group_members(groups: Array | None, count: int) -> list[Array]:
-    """The indices of each group; of each picture where there are no groups."""
-    if groups is None:
-        return list(np.arange(count)[:, None])
-    _, inverse = np.unique(np.asarray(groups), return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(inverse))[:-1])

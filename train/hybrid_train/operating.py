@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import OperatingPoint
-from hybrid_train.metrics import bootstrap_interval
+from hybrid_train.bootstrap import bootstrap_interval
 
 Array = NDArray[Any]
 
@@ -29,11 +29,13 @@ def choose_operating_point(
     "sensitivity=0.9" takes the largest threshold with at least that sensitivity,
     "specificity=0.9" the smallest with at least that specificity, "youden" the one of greatest
     sensitivity + specificity - 1 (Youden 1950); a number is taken as it is. Intervals are 95%
-    bootstrap intervals at that threshold, by group. Raises UsageError for any other criterion.
+    bootstrap intervals at that threshold, by group. Where no threshold has the specificity, since
+    negatives have the probability 1, the threshold is 1. Raises UsageError for any other criterion.
     """
     kind, value = parse_criterion(criterion)
     truth = np.asarray(labels).astype(bool)
-    probabilities = np.asarray(probabilities, np.float64)
+    # As a runtime gives them: what float32 cannot tell apart, no threshold can part.
+    probabilities = np.asarray(probabilities, np.float32).astype(np.float64)
     if kind == "fixed" or not truth.any() or truth.all():
         threshold = value if kind == "fixed" else 0.5
     else:
@@ -91,5 +93,6 @@ def _threshold(probabilities: Array, truth: Array, kind: str, value: float) -> f
     if kind == "sensitivity":
         return float(candidates[sensitivity >= value - 1e-12].max())
     if kind == "specificity":
-        return float(candidates[specificity >= value - 1e-12].min())
+        enough = candidates[specificity >= value - 1e-12]
+        return float(enough.min()) if len(enough) else 1.0
     return float(candidates[np.argmax(sensitivity + specificity)])

@@ -27,6 +27,11 @@ LIMITS = (
     "of this data set; other scanners, populations and ways of labelling can change them."
 )
 
+CHOSEN_ON_VAL = (
+    "There is no test part: the epoch, the temperature and the threshold were chosen on the "
+    "pictures measured here, so expect somewhat less on new ones."
+)
+
 STYLE = """
 :root{--ink:#17202a;--soft:#5d6b78;--line:#e2e7ec;--blue:#1565c0}
 *{box-sizing:border-box}
@@ -35,16 +40,18 @@ margin:0;background:#f5f7f9}
 main{max-width:1120px;margin:0 auto;padding:2rem 1.2rem 4rem}
 h1{font-size:1.6rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2.2rem 0 .8rem}
 p.sub{color:var(--soft);margin:.1rem 0 1rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:.8rem}
-.card,.plot,table,pre{background:#fff;border:1px solid var(--line);border-radius:8px}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
+.card,.plot,table,pre,.scroll{background:#fff;border:1px solid var(--line);border-radius:8px}
 .card{padding:.8rem 1rem}.card b{display:block;font-size:1.55rem;font-weight:600}
 .card span{color:var(--soft);font-size:.85rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:.8rem}
 .plot{padding:.6rem}.plot svg{width:100%;height:auto;display:block}
-table{border-collapse:collapse;width:100%;font-size:.92rem;overflow:hidden}
+.scroll{overflow-x:auto}.scroll table{border:0}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
 th,td{padding:.4rem .8rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600}
 tr:last-child td{border-bottom:0}
+.plot svg text{font-family:inherit!important}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:.7rem}
 figure{margin:0;background:#fff;border:1px solid var(--line);border-radius:8px;overflow:hidden}
 figure img{width:100%;display:block;background:#000}
@@ -106,14 +113,23 @@ def render(report: ReportData) -> str:
         cards(report.metrics[shown], spec),
         f"<p class='limits'>{esc(LIMITS)}</p>",
     ]
-    if report.notes:
-        parts.append("<ul>" + "".join(f"<li>{esc(n)}</li>" for n in report.notes) + "</ul>")
+    notes = [*report.notes, *report.metrics[shown].get("notes", ())]
+    if shown == "val":
+        notes.append(CHOSEN_ON_VAL)
+    if notes:
+        parts.append("<ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul>")
     parts += ["<h2>Data</h2>", data_table(report.counts)]
     parts += ["<h2>Training</h2>", figures(plots.training(report.history))]
     parts += [f"<h2>Curves ({esc(shown)})</h2>"]
     before, labels = report.logits[shown], report.labels[shown]
-    parts.append(figures(plots.quality(before, labels, spec.classes, spec.temperature)))
+    drawn = plots.quality(before, labels, spec.classes, spec.temperature, spec.operating_point)
+    parts.append(figures(drawn))
     parts += ["<h2>All measures</h2>", measures_table(report.metrics)]
+    parts.append(
+        f"<p class='sub'>ECE is the expected calibration error in "
+        f"{esc(report.metrics[shown]['ece_binning'])}. Intervals hold 95% of bootstrap draws of "
+        "whole groups (patients) where the data has them.</p>"
+    )
     parts += [f"<h2>By class ({esc(shown)})</h2>"]
     parts.append(rows_table(report.metrics[shown]["per_class"]))
     if report.subgroups:
@@ -140,17 +156,27 @@ def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
         ("Balanced accuracy", metrics["balanced_accuracy"], "mean recall of the classes"),
         ("Average precision", metrics["average_precision"], ""),
         ("Sensitivity", metrics["sensitivity_at_90_specificity"], "at 90% specificity"),
-        ("Calibration error", metrics["ece"], f"temperature {spec.temperature:.2f}"),
+        ("Calibration error", metrics["ece"], f"temperature {spec.temperature:.2f}; "
+         f"{number(metrics['ece_before_temperature'])} without"),
     ]  # fmt: skip
     point = spec.operating_point
     if point is not None:
-        entries.append(("Threshold", point.threshold, f"{point.positive}: {point.criterion}"))
+        entries += [
+            ("Threshold", point.threshold, f"on {point.positive}, by {point.criterion}"),
+            ("Sensitivity", point.sensitivity, at_threshold(point.sensitivity_interval)),
+            ("Specificity", point.specificity, at_threshold(point.specificity_interval)),
+        ]
     cells = [
         f"<div class='card'><span>{esc(name)}</span><b>{number(value)}</b>"
         f"<span>{esc(note)}</span></div>"
         for name, value, note in entries
     ]
     return f"<div class='cards'>{''.join(cells)}</div>"
+
+
+def at_threshold(interval: tuple[float, float] | None) -> str:
+    known = f", 95% {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+    return f"at the threshold, validation{known}"
 
 
 def data_table(counts: Mapping[str, Mapping[str, int]]) -> str:
@@ -180,7 +206,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='scroll'>{table}</div>"
 
 
 def cell(value: Any) -> str:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid_rt.spec import ModelSpec
+from hybrid_train.bootstrap import auroc_interval
 from hybrid_train.calibration import softmax
 from hybrid_train.data import Samples
-from hybrid_train.metrics import auroc
+from hybrid_train.metrics import auroc, averaged_classes
 from hybrid_train.report import GalleryItem, ReportData, write_report
 from hybrid_train.splits import Split
 
@@ -91,17 +92,22 @@ def subgroups(
 ) -> list[dict[str, Any]]:
     """Accuracy and AUROC by view, side, density, age and implant, where the data has them."""
     labels = samples.labels[indices]
+    groups = None if samples.groups is None else samples.groups[indices]
+    chosen = averaged_classes(probabilities, 1)
     rows = []
     for column, values in samples.columns.items():
         keys = np.array([band(column, values[i]) for i in indices])
         for key in sorted(set(keys.tolist())):
             inside = keys == key
+            part, truth = probabilities[inside], labels[inside]
+            patients = None if groups is None else groups[inside]
             rows.append(
                 {
                     "subgroup": f"{column} {key}",
                     "pictures": int(inside.sum()),
-                    "accuracy": float((probabilities[inside].argmax(1) == labels[inside]).mean()),
-                    "AUROC": auroc(probabilities[inside], labels[inside], 1),
+                    "accuracy": float((part.argmax(1) == truth).mean()),
+                    "AUROC": auroc(part, truth, 1),
+                    "95% interval": auroc_interval(part, truth, chosen, patients, 1000, 0),
                 }
             )
     return rows
