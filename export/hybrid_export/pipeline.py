@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 from hybrid_export.graph import DeploymentGraph, graph_outputs
+from hybrid_export.int8 import write_int8
 from hybrid_export.interpreter import Interpreter
 from hybrid_export.job import Job, Say
 from hybrid_export.ladder import attempts
@@ -72,6 +73,8 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
             _half(job, "bf16")
         if options.bf16:
             _half(job, "bf16")
+        if options.int8:
+            write_int8(job)
         _plans(job, no_plan)
         _golden(job)
         bundle = publish(job.bundle, staged, options.output)

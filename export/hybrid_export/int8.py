@@ -1,0 +1,107 @@
+"""model.int8.onnx: calibrate, quantize, certify, and leave out what harms until it passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_export.calibration import Ranges, measure_ranges
+from hybrid_export.interpreter import Interpreter
+from hybrid_export.job import Job
+from hybrid_export.ladder import Attempt, nodes_of, units
+from hybrid_export.onnx_file import save
+from hybrid_export.precision import in_module
+from hybrid_export.quantize import layers, quantize
+from hybrid_export.receipt import graph_receipt
+from hybrid_export.runners import session
+from hybrid_export.verification import load_verification
+from hybrid_rt.errors import ExportError
+
+#: Images to calibrate on; the ranges of a ViT settle within some tens of them.
+CALIBRATION_LIMIT = 64
+_SENSITIVITY_IMAGES = 4
+
+
+def write_int8(job: Job) -> bool:
+    """Add model.int8.onnx to the job's bundle; whether an attempt passed.
+
+    The attempts leave out the modules that moved the logits most: none, 1, 2, 4, 8, … of them.
+    """
+    assert job.options.calibrate is not None
+    images = load_verification(job.options.calibrate, job.spec, limit=CALIBRATION_LIMIT)
+    pixels = images.pixels
+    job.say(f"Calibrating INT8 on {len(images)} images of {images.origin}")
+    quantizable = list(layers(job.fp32))
+    ranges = measure_ranges(job.fp32, {layer.activation for layer in quantizable}, pixels)
+    path = job.staged / "model.int8.onnx"
+    reason = "no layer is left to quantize"
+    for attempt in attempts(job.fp32, ranges, pixels):
+        model = quantize(job.fp32, ranges, attempt.nodes)
+        save(model, path)
+        certificate = job.certify(session(path, job.spec), "int8", *job.openvino(path, "fp32"))
+        certificate.kept_fp32 = list(attempt.kept)
+        job.report(f"{path.name} (kept in FP32: {', '.join(attempt.kept)})", certificate)
+        if certificate.passed:
+            receipt = graph_receipt(path)
+            job.add(path, "int8", certificate, source="model.onnx", receipt=receipt)
+            return True
+        reason = job.failure(path.name, certificate, "int8", model)
+    path.unlink(missing_ok=True)
+    job.failures.append(f"{reason}.")
+    return False
+
+
+def attempts(model: Any, ranges: Ranges, images: NDArray[np.uint8]) -> Iterator[Attempt]:
+    """Node names to quantize, fewer with every attempt, and what stays in FP32."""
+    chosen = candidates(model)
+    if not chosen:
+        raise ExportError("the network has no layer that can be quantized; leave --int8 out")
+    always = tuple(_always_kept(model))
+    yield Attempt(frozenset(chosen), always)
+    ranked = [unit for unit, _ in sensitivity(model, ranges, chosen, images)]
+    count = 1
+    while count < len(ranked):
+        left_out = ranked[:count]
+        kept = {n for unit in left_out for n in nodes_of(model, unit)}
+        yield Attempt(frozenset(chosen - kept), (*always, *left_out))
+        count *= 2
+
+
+def candidates(model: Any) -> set[str]:
+    """Names of the nodes worth quantizing: nearly all of the work, none of the sensitive ends."""
+    names = {layer.node.name for layer in layers(model)}
+    for module in _always_kept(model):
+        names -= nodes_of(model, module)
+    return names
+
+
+def _always_kept(model: Any) -> list[str]:
+    """The first layer of each branch, which sees raw pixels, what is computed for one token, and
+    the head: 3% of the work, and an error in any of them reaches the answer undiluted."""
+    found = ["vit.patch_embed", "head"]
+    nodes = [layer.node for layer in layers(model)]
+    first = next((node for node in nodes if in_module(node, "cnn")), None)
+    if first is not None:
+        found.append(first.name.split("/")[1])
+    blocks = [unit for unit in units(model) if unit.startswith("vit.blocks.")]
+    if blocks:
+        found += [f"{blocks[-1]}.{part}" for part in ("attn.q", "attn.proj", "mlp")]
+    return found
+
+
+def sensitivity(
+    model: Any, ranges: Ranges, chosen: set[str], images: NDArray[np.uint8]
+) -> list[tuple[str, float]]:
+    """How far the logits move when one module alone is in int8, worst first."""
+    images = images[:_SENSITIVITY_IMAGES]
+    expected = Interpreter(model).run(images)["logits"]
+    found = []
+    for unit in units(model):
+        inside = chosen & nodes_of(model, unit)
+        if inside:
+            got = Interpreter(quantize(model, ranges, inside)).run(images)["logits"]
+            found.append((unit, float(np.abs(got - expected).mean())))
+    return sorted(found, key=lambda pair: -pair[1])
