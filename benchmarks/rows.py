@@ -24,22 +24,21 @@ def ours(folder: Path, file: str, **options: Any) -> Runner:
         return np.stack([p.logits for p in predictions])
 
     def many(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
-        lanes = getattr(engine.session, "parallel", 1)
-        with ThreadPoolExecutor(lanes) as pool:
-            return [out["logits"] for out in pool.map(engine.session.run, batches)]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            return [out["logits"] for out in pool.map(engine.run, batches)]
 
     return Runner(
-        pixels=lambda images: engine.session.run(images)["logits"],
+        pixels=lambda images: engine.run(images)["logits"],
         files=lambda paths: logits(engine.predict(list(paths))),
         many=many if options.get("mode") == "throughput" else None,
         facts={key: engine.info[key] for key in ("backend", "device", "detail", "precision")},
     )
 
 
-def _own(name: str, file: str, precision: str, *, gpu: bool = False, **options: Any) -> Peer:
+def _own(name: str, file: str, limits: str, /, *, gpu: bool = False, **options: Any) -> Peer:
     load = partial(ours, file=file, **options)
     needs = (f"bundle/{file}",)
-    return Peer(name, load, ours=True, gpu=gpu, needs=needs, precision=precision)
+    return Peer(name, load, ours=True, gpu=gpu, needs=needs, precision=limits)
 
 
 def _openvino_modes(file: str, precision: str) -> list[Peer]:

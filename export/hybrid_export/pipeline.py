@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hybrid_export.graph import DeploymentGraph, graph_outputs
+from hybrid_export.graph import DeploymentGraph
 from hybrid_export.int8 import write_int8
 from hybrid_export.interpreter import Interpreter
 from hybrid_export.job import Job, Say
@@ -53,9 +53,10 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
         images = _images(source, spec, options)
+        graph = DeploymentGraph(model, spec, explain=options.explain)
+        spec = spec.replace(outputs=graph.outputs(spec))
         reference = Reference.of(pytorch(model, spec), images)
         say(f"Reference: {reference.detail} on {len(images)} images of {images.origin}")
-        graph = DeploymentGraph(model, spec)
         job = Job(
             model=model,
             spec=spec,
@@ -88,7 +89,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
 
 
 def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
-    """The network and its spec, completed with the graph's outputs.
+    """The network and its spec.
 
     Raises CheckpointError where the two do not fit.
     """
@@ -99,7 +100,7 @@ def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
             f"{source} gives {classes} logits but its spec names {len(spec.classes)} classes "
             f"({', '.join(spec.classes)}); train again, or correct the checkpoint's spec"
         )
-    return model.eval(), spec.replace(outputs=graph_outputs(spec))
+    return model.eval(), spec
 
 
 def _images(source: Path, spec: ModelSpec, options: ExportOptions) -> VerificationSet:
@@ -217,6 +218,6 @@ def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:
 
 def _golden(job: Job) -> None:
     path = job.staged / GOLDEN_NAME
-    images = golden_images(job.reference.images, job.reference.outputs)
+    images = golden_images(job.reference.images, job.reference.outputs, job.spec.preprocess)
     images.save(path)
     job.set_golden(Golden(file=path.name, sha256=sha256_file(path), count=len(images.names)))

@@ -19,14 +19,14 @@ from PIL import Image
 
 from hybrid_rt.bundle import GoldenImages, pixels_digest
 from hybrid_rt.errors import DataError, HybridError
-from hybrid_rt.images import load_pixels
-from hybrid_rt.spec import ModelSpec
+from hybrid_rt.images import decode, load_pixels
+from hybrid_rt.spec import ModelSpec, Preprocess
 
 #: Enough to see a wrong graph; each costs half a second a file on two CPU cores at full size.
 DEFAULT_LIMIT = 32
 
 _GOLDEN_COUNT = 8
-_GOLDEN_BYTES = 1 << 20  # larger originals are stored as PNG of the model's own input
+_GOLDEN_BYTES = 1 << 20  # larger originals are stored in a smaller form, see _golden_encoding
 _SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm", ".dicom"}
 )
@@ -107,13 +107,14 @@ def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
     return _read("built-in phantoms", items, spec)
 
 
-def golden_images(images: VerificationSet, outputs: dict[str, NDArray[np.float32]]) -> GoldenImages:
+def golden_images(
+    images: VerificationSet, outputs: dict[str, NDArray[np.float32]], preprocess: Preprocess
+) -> GoldenImages:
     """A few of the images with PyTorch's answers, for the bundle."""
     chosen = _even(range(len(images)), _GOLDEN_COUNT)
     encoded = []
     for i in chosen:
-        data = images.encoded[i]
-        encoded.append(data if len(data) <= _GOLDEN_BYTES else _png(images.pixels[i]))
+        encoded.append(_golden_encoding(images.encoded[i], images.pixels[i], preprocess))
     rows = np.array(chosen)
     return GoldenImages(
         names=tuple(images.names[i] for i in chosen),
@@ -123,6 +124,20 @@ def golden_images(images: VerificationSet, outputs: dict[str, NDArray[np.float32
         probabilities=outputs["probabilities"][rows],
         features=outputs["features"][rows],
     )
+
+
+def _golden_encoding(data: bytes, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes:
+    """The smallest way to keep a picture that still gives exactly these pixels."""
+    if len(data) <= _GOLDEN_BYTES:
+        return data
+    # The pixels themselves, unless loading would crop or resize them again; then the whole
+    # picture in 8 bits; then the file as it is.
+    for candidate in (_png(pixels), _png(np.asarray(decode(data, preprocess)))):
+        if len(candidate) < len(data) and np.array_equal(
+            load_pixels(candidate, preprocess), pixels
+        ):
+            return candidate
+    return data
 
 
 def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationSet:
