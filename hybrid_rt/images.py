@@ -27,6 +27,7 @@ __all__ = [
     "Source",
     "as_sources",
     "decode",
+    "is_single",
     "load_batch",
     "load_pixels",
     "prepare",
@@ -98,7 +99,7 @@ def as_sources(sources: Source | Iterable[Source]) -> list[Source]:
         if array.ndim == 4 and array.shape[3] in (1, 3, 4):
             return list(array)
         return [array]
-    if _is_single(sources):
+    if is_single(sources):
         return [sources]
     if isinstance(sources, Iterable) and not isinstance(sources, Mapping):
         return list(sources)
@@ -282,7 +283,8 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     return padded
 
 
-def _is_single(source: object) -> bool:
+def is_single(source: object) -> bool:
+    """True for one source that is no array: a path, bytes, a file, a PIL image or a Dataset."""
     return (
         isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
         or hasattr(source, "read")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hybrid_rt.arrays import is_array
 from hybrid_rt.errors import ImageError
-from hybrid_rt.images import _is_single
+from hybrid_rt.images import is_single
 
 #: Files of a folder that are taken for pictures; files without a suffix may be DICOM.
 PICTURE_SUFFIXES = frozenset(
@@ -27,7 +27,7 @@ def is_one(source: Any) -> bool:
     Lists, other iterables and arrays ``[N,H,W,C]`` are many.
     """
     if isinstance(source, Image.Image) or not is_array(source):
-        return _is_single(source)
+        return is_single(source)
     kind = getattr(getattr(source, "dtype", None), "kind", "")
     return len(getattr(source, "shape", ())) != 4 and kind not in "OUS"  # OUS: an array of paths
 
