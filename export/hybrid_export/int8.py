@@ -81,7 +81,7 @@ def candidates(model: Any) -> set[str]:
 def _always_kept(model: Any) -> list[str]:
     """The first layer of each branch, which sees raw pixels, what is computed for one token, and
     the head: 3% of the work, and an error in any of them reaches the answer undiluted."""
-    found = ["vit.patch_embed", "head"]
+    found = ["vit.patch_embed", "head", "explain_vit"]
     nodes = [layer.node for layer in layers(model)]
     first = next((node for node in nodes if in_module(node, "cnn")), None)
     if first is not None:

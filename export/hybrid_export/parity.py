@@ -63,6 +63,7 @@ class Certificate:
     decision_flips: int
     batch_invariance_max_abs: float
     batch_invariance_flips: int
+    heatmaps_correlation_min: float | None = None
     kept_fp32: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     worst_images: list[str] = field(default_factory=list)
@@ -90,12 +91,15 @@ class Certificate:
     def summary(self) -> str:
         """One line for a person."""
         auroc = ""
+        heat = ""
+        if self.heatmaps_correlation_min is not None:
+            heat = f", heatmaps correlate {self.heatmaps_correlation_min:.4f}"
         if self.auroc is not None and self.auroc_reference is not None:
             auroc = f", AUROC {self.auroc_reference:.3f} -> {self.auroc:.3f}"
         return (
             f"logits max {self.logits_max_abs:.1e} mean {self.logits_mean_abs:.1e}, features "
             f"cosine {self.features_cosine_min:.6f}, top-1 flips {self.top1_flips}/{self.images}"
-            f"{auroc}, batch invariance {self.batch_invariance_max_abs:.1e}"
+            f"{auroc}, batch invariance {self.batch_invariance_max_abs:.1e}{heat}"
         )
 
 
@@ -137,6 +141,7 @@ def certify(
         decision_flips=int(changed.sum()),
         batch_invariance_max_abs=moved,
         batch_invariance_flips=moved_flips,
+        heatmaps_correlation_min=heatmap_correlation(got, expected),
     )
     pair = one_pair(labels) if limits.auroc_shift > _NO_SHIFT else 0.0
     certificate.limits["auroc_shift"] = max(limits.auroc_shift, pair)
@@ -231,6 +236,26 @@ def _cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> floa
     return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
 
 
+def heatmap_correlation(got: Outputs, expected: Outputs) -> float | None:
+    """The smallest correlation of a heatmap with PyTorch's; None where there are no heatmaps.
+
+    Only images with the same predicted class, whose map is not blank, are compared: a map is
+    about the class.
+    """
+    same = got["logits"].argmax(1) == expected["logits"].argmax(1)
+    found = []
+    for name in expected:
+        if not name.startswith("heatmap_"):
+            continue
+        for a, b in zip(got[name][same], expected[name][same], strict=True):
+            if b.std() > 1e-3 * max(float(expected[name].max()), 1e-12):
+                a = a.astype(np.float64) - a.mean(dtype=np.float64)
+                b = b.astype(np.float64) - b.mean(dtype=np.float64)
+                size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+                found.append(float((a * b).sum()) / size if size > 0 else 0.0)
+    return min(found) if found else None
+
+
 def _probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
     scaled = outputs["logits"].astype(np.float64) / spec.temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -309,5 +334,11 @@ def _failures(c: Certificate, limits: Limits, scale: float) -> list[str]:
         not c.batch_invariance_max_abs <= batch,
         f"a row depends on its batch by {c.batch_invariance_max_abs:.1e}, limit {batch:g}",
     )
+    if c.heatmaps_correlation_min is not None:
+        check(
+            not c.heatmaps_correlation_min >= limits.heatmaps_correlation_min,
+            f"heatmaps correlate {c.heatmaps_correlation_min:.4f}, limit "
+            f"{limits.heatmaps_correlation_min}",
+        )
     check(c.batch_invariance_flips > 0, f"{c.batch_invariance_flips} flips between batches")
     return found
