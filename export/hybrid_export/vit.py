@@ -43,9 +43,8 @@ class DeployedViT(nn.Module):
 
     def trace(self, images: Tensor) -> ClassTokenTrace:
         """The last block's values for the class token."""
-        last = self.blocks[-1]
-        assert isinstance(last, ClassTokenBlock)
-        return last.trace(self.tokens(images))
+        trace: ClassTokenTrace = self.blocks[-1](self.tokens(images))
+        return trace
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens ``[batch, prefix + patches, dim]`` as they enter the last block."""
@@ -87,15 +86,11 @@ class ClassTokenBlock(DeployedBlock):
     def __init__(self, block: Block) -> None:
         super().__init__(block, one_query=True)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[batch, n, dim]`` -> the class token ``[batch, dim]``."""
-        return self.trace(tokens).output
-
-    def trace(self, tokens: Tensor) -> ClassTokenTrace:
-        """The same, with what is needed to run the block backwards."""
+    def forward(self, tokens: Tensor) -> ClassTokenTrace:  # type: ignore[override]
+        """Tokens ``[batch, n, dim]`` -> the class token, and what running backwards needs."""
         x = self.norm1(tokens)
         row, values = self.attn.attend(x, x[:, :1].flatten(1))
-        middle = (tokens[:, :1] + self.attn.project(row, values)).flatten(1)
+        middle = tokens[:, :1].flatten(1) + self.attn.project(row, values)
         hidden = self.mlp.fc1(self.norm2(middle))
         return ClassTokenTrace(row, values, middle, hidden, middle + self.mlp.finish(hidden))
 
@@ -128,6 +123,7 @@ class DeployedAttention(nn.Module):
             scales[:width] = self.scale
             _scale_rows(qkv, scales)
             self.scale = 1.0
+        self.one_query = one_query
         if one_query:
             self.q, self.kv = _rows(qkv, 0, width), _rows(qkv, width, 3 * width)
         else:
@@ -154,8 +150,9 @@ class DeployedAttention(nn.Module):
         return (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1), v.transpose(1, 2)
 
     def project(self, probabilities: Tensor, values: Tensor) -> Tensor:
-        """What the attention adds to the queries' tokens, ``[batch, q, dim]``."""
-        x = (probabilities @ values).transpose(1, 2).flatten(2)  # [b, h, q, hd] -> [b, q, h*hd]
+        """What the attention adds to the queries' tokens, in the queries' shape."""
+        x = (probabilities @ values).transpose(1, 2)  # [b, h, q, hd] -> [b, q, h, hd]
+        x = x.flatten(1) if self.one_query else x.flatten(2)
         y: Tensor = self.proj(self.norm(x))
         return y
 
