@@ -220,9 +220,11 @@ def test_an_error_inside_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# A shell that starts a command in the background has it ignore SIGINT: here it must not.
 _INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from hybrid_export.staging import staging
 with staging(Path(sys.argv[1])) as folder:
     (folder / "model.onnx").write_bytes(b"half")
