@@ -25,10 +25,10 @@ demo: $(STAMP)  ## From nothing to predictions on real mammograms, in a few minu
 test: $(STAMP)  ## Run the test suite (tests marked gpu skip themselves where there is no GPU)
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## Formatting, lint and types
+check: $(STAMP)  ## Formatting, lint, and strict types of the runtime
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy hybrid_rt export/hybrid_export train/hybrid_train
+	$(BIN)/mypy hybrid_rt
 
 format: $(STAMP)  ## Format the sources
 	$(BIN)/ruff format .
