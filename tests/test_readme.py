@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_onnx import tiny_spec, write_tiny_onnx
 
 import hybrid_export.cli
 import hybrid_rt.cli
 import hybrid_train.cli
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text()
