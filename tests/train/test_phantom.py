@@ -13,7 +13,7 @@ SMALL = {"size": 128}
 
 
 def test_rows_have_the_hub_columns_and_types(tmp_path):
-    (path,) = write_parquet(tmp_path, patients=6, seed=1, **SMALL)
+    (path,) = write_parquet(tmp_path, patients=12, seed=1, **SMALL)
     table = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
     assert {name: str(f.dtype) for name, f in table.features.items()} == {
         "image": "PIL.Image.Image",
@@ -67,6 +67,42 @@ def test_the_lesion_is_the_only_difference_difficulty_makes():
     assert changed >= 4
 
 
+def test_boxes_hold_the_masks():
+    for row in generate(6, seed=3, prevalence=0.6, with_masks=True, **SMALL):
+        if row["box"] is None:
+            assert not row["mask"].any()
+            continue
+        left, top, right, bottom = row["box"]
+        inside = row["mask"][top:bottom, left:right]
+        assert inside.sum() == row["mask"].sum()
+        assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+
+
+def test_a_patient_is_the_same_at_any_size():
+    def facts(size):
+        return [
+            {k: v for k, v in row.items() if k != "image"} for row in generate(4, seed=2, size=size)
+        ]
+
+    assert facts(64) == facts(96)
+
+
+def test_both_views_show_the_lesion_about_as_deep():
+    """How far from the chest wall: a radiologist looks for it at the same depth in both views."""
+    depths = {}
+    for row in generate(40, seed=6, prevalence=0.6, with_masks=True, **SMALL):
+        if row["box"] is not None:
+            left, _, right, _ = row["box"]
+            depth = (left + right) / 2 / 128
+            depth = depth if row["laterality"] == "L" else 1 - depth
+            depths.setdefault((row["patient_id"], row["laterality"]), []).append(depth)
+    pairs = np.array([d for d in depths.values() if len(d) == 2])
+    assert len(pairs) > 30
+    correlation = np.corrcoef(pairs.T)[0, 1]
+    print(f"correlation of depths {correlation:.3f}")
+    assert correlation > 0.85
+
+
 def test_both_views_of_a_breast_show_the_lesion():
     rows = list(generate(10, seed=5, prevalence=0.5, with_masks=True, **SMALL))
     breasts = {}
@@ -82,7 +118,7 @@ def test_both_views_of_a_breast_show_the_lesion():
 
 
 def test_brightness_does_not_give_the_label_away():
-    rows = list(generate(60, seed=11, size=96))
+    rows = list(generate(200, seed=11, size=96))
     labels = [row["cancer"] for row in rows]
     images = pixels(rows)
     for name, feature in {"mean": np.mean, "std": np.std, "max": np.max}.items():
@@ -131,5 +167,22 @@ def test_command_writes_parquet_and_a_page(tmp_path, capsys):
     assert main(argv) == 0
     assert page.read_bytes().startswith(b"\x89PNG")
     assert "8 pictures" in capsys.readouterr().out
-    assert main([str(tmp_path), "--difficulty", "0"]) == 2
-    assert "difficulty=0.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--difficulty", "0", "difficulty=0.0"),
+        ("--difficulty", "nan", "difficulty=nan"),
+        ("--prevalence", "1.5", "prevalence=1.5"),
+        ("--seed", "-1", "seed=-1"),
+        ("--size", "8", "size=8"),
+        ("--patients", "0", "patients=0"),
+        ("--shards", "9", "shards=9"),
+        ("--preview", "page.txt", "expected a name ending in .png or .jpg"),
+    ],
+)
+def test_impossible_options(option, value, message, tmp_path, capsys):
+    assert main([str(tmp_path / "out"), "--patients", "2", "--size", "64", option, value]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

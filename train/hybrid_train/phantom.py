@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ def generate(
     ``start`` is the first patient's number: a patient looks the same however the work is divided.
     ``difficulty`` divides the lesions' contrast. ``prevalence`` is the share of breasts with a
     lesion. ``nulls`` leaves some ages, densities and BIRADS empty, as in the hub dataset.
-    ``with_masks`` adds ``mask``, bool ``[size, size]``, true inside the lesion, and ``lesion``,
-    its kind or None.
+    ``with_masks`` adds ``mask``, bool ``[size, size]``, true inside the lesion, ``box``, its
+    (left, top, right, bottom) as Pillow's crop takes it, or None, and ``lesion``, its kind or None.
     """
-    if patients < 0 or size < 64 or difficulty <= 0 or not 0 <= prevalence <= 1:
+    if patients < 0 or seed < 0 or size < 64 or not difficulty > 0 or not 0 <= prevalence <= 1:
         raise UsageError(
-            f"patients={patients}, size={size}, difficulty={difficulty}, prevalence={prevalence}; "
-            "expected 0 or more, 64 or more, above 0, and 0 to 1"
+            f"patients={patients}, seed={seed}, size={size}, difficulty={difficulty}, "
+            f"prevalence={prevalence}; expected 0 or more, 0 or more, 64 or more, above 0, 0 to 1"
         )
     for patient in range(start, start + patients):
         yield from _patient(patient, seed, size, difficulty, prevalence, nulls, with_masks)
@@ -74,12 +75,18 @@ def _patient(
     density = int(rng.choice(4, p=(0.12, 0.4, 0.36, 0.12)))
     age = float(np.clip(rng.normal(58 - 2 * density, 10), 30, 90).round())
     implant = int(rng.random() < 0.02)
+    build = (rng.random(), rng.random())
     missing = rng.random(3) < (0.05, 0.1, 0.4) if nulls else np.zeros(3, bool)
     for side in ("L", "R"):
         lesion = random_lesion(rng) if rng.random() < prevalence else None
         birads = _birads(rng, lesion)
         for view in VIEWS:
-            image, mask = _picture(rng, size, density, side, view, lesion, difficulty)
+            # Of its own, so that a patient stays the same person at any size.
+            number = 1 + 2 * "LR".index(side) + VIEWS.index(view)
+            picture_rng = np.random.default_rng([seed, patient, number])
+            image, mask = _picture(
+                picture_rng, size, density, build, side, view, lesion, difficulty
+            )
             finding = "no finding" if lesion is None else lesion.kind
             row: dict[str, Any] = {
                 "image": image,
@@ -96,8 +103,17 @@ def _patient(
                 "text2": finding,
             }
             if with_masks:
-                row |= {"mask": mask, "lesion": None if lesion is None else lesion.kind}
+                kind = None if lesion is None else lesion.kind
+                row |= {"mask": mask, "box": bounding_box(mask), "lesion": kind}
             yield row
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of what is true, right and bottom excluded; None for nothing."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _birads(rng: np.random.Generator, lesion: Lesion | None) -> float:
@@ -111,20 +127,23 @@ def _picture(
     rng: np.random.Generator,
     size: int,
     density: int,
+    build: tuple[float, float],
     side: str,
     view: str,
     lesion: Lesion | None,
     difficulty: float,
 ) -> tuple[Image.Image, NDArray[np.bool_]]:
-    anatomy = random_anatomy(rng, size, density, view)
+    anatomy = random_anatomy(rng, size, density, view, build)
     tissue = draw_breast(rng, anatomy)
     # The place is drawn in any case, so that a lesion changes no other random number.
     lesion_rng = np.random.default_rng(rng.integers(2**63))
     mask = np.zeros((size, size), bool)
     if lesion is not None:
         tissue, mask = add_lesion(lesion_rng, tissue, anatomy, lesion, 1 / difficulty)
-    film = np.clip(tissue, 0, 1) ** 1.15
-    film = film + rng.normal(0, 0.008, film.shape).astype(np.float32) * (film > 0.01)
+    tissue *= np.float32(rng.uniform(0.92, 1.08))  # no two films are exposed alike
+    film = np.clip(tissue, 0, 1) ** np.float32(1.15)
+    grain = rng.random(film.shape, np.float32) - np.float32(0.5)
+    film += np.float32(0.028) * grain * (film > 0.01)
     pixels = (np.clip(film, 0, 1) * 245).astype(np.uint8)
     if side == "R":  # the chest wall of a left breast is on the left
         pixels, mask = np.fliplr(pixels), np.fliplr(mask)
@@ -135,7 +154,7 @@ def _picture(
 
 def _add_film_marks(rng: np.random.Generator, image: Image.Image, side: str, view: str) -> None:
     """A burned-in view label, and the white border that scanned films have, on some pictures."""
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
     size = image.width
@@ -143,8 +162,7 @@ def _add_film_marks(rng: np.random.Generator, image: Image.Image, side: str, vie
         text_size = max(10, size // 24)
         x = size * 0.84 if side == "L" else size * 0.03
         y = size * (0.04 + 0.05 * rng.random())
-        font = ImageFont.load_default(size=text_size)
-        draw.text((x, y), f"{side}{view}", fill=230, font=font)
+        draw.text((x, y), f"{side}{view}", fill=230, font=_label_font(text_size))
     if rng.random() < 0.2:
         width = int(rng.integers(2, max(3, size // 80)))
         edges = {
@@ -155,6 +173,13 @@ def _add_film_marks(rng: np.random.Generator, image: Image.Image, side: str, vie
         for box in edges.values():
             if rng.random() < 0.7:
                 draw.rectangle(box, fill=245)
+
+
+@lru_cache(maxsize=4)
+def _label_font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size=size)
 
 
 def parse_phantom(data: str) -> int:
@@ -177,6 +202,8 @@ def write_parquet(
     """Write the rows as parquet with the hub dataset's schema, pictures as PNG; the files."""
     import datasets
 
+    from hybrid_train.tables import quiet_datasets
+
     features = datasets.Features(
         {
             "image": datasets.Image(),
@@ -193,8 +220,10 @@ def write_parquet(
             "text2": datasets.Value("string"),
         }
     )
-    if not 1 <= shards <= max(1, patients):
-        raise UsageError(f"shards={shards}; expected 1 to the number of patients, {patients}")
+    if not 1 <= shards <= patients:
+        raise UsageError(
+            f"patients={patients}, shards={shards}; expected 1 or more, and 1 to that number"
+        )
     bounds = np.linspace(0, patients, shards + 1).astype(int)
     files = []
     for i in range(shards):
@@ -202,7 +231,7 @@ def write_parquet(
         rows = list(generate(stop - start, seed=seed, start=start, **options))
         table = datasets.Dataset.from_list(rows, features=features)
         path = Path(folder) / f"train-{i:05}-of-{shards:05}.parquet"
-        with atomic_path(path) as part:
+        with atomic_path(path) as part, quiet_datasets():
             table.to_parquet(str(part))
         files.append(path)
     return files
@@ -236,17 +265,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--difficulty", type=float, default=1.0, help="divides the contrast (1.0)")
     parser.add_argument("--prevalence", type=float, default=0.35, help="of lesions (0.35)")
     parser.add_argument("--shards", type=int, default=1, help="number of files (1)")
-    parser.add_argument("--preview", type=Path, metavar="PNG", help="also write a page of pictures")
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE", help="also write a page of pictures"
+    )
     args = parser.parse_args(argv)
     options = {"size": args.size, "difficulty": args.difficulty, "prevalence": args.prevalence}
     try:
+        if args.preview and args.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise UsageError(f"--preview {args.preview}; expected a name ending in .png or .jpg")
         files = write_parquet(
             args.output, patients=args.patients, seed=args.seed, shards=args.shards, **options
         )
         if args.preview:
             rows = list(generate(min(args.patients, 8), seed=args.seed, **options))
             with atomic_path(args.preview) as part:
-                preview(rows).save(part, format="PNG")
+                preview(rows).save(part, quality=88)  # the quality is for JPEG only
     except (HybridError, OSError) as err:
         print(f"phantom: {err}", file=sys.stderr)
         return 2 if isinstance(err, UsageError) else 1

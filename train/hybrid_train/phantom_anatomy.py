@@ -29,24 +29,31 @@ class Anatomy:
     muscle: Field  # share of pectoral muscle, 0 to 1
 
 
-def random_anatomy(rng: np.random.Generator, size: int, density: int, view: str) -> Anatomy:
-    """Draw the shape; CC is symmetric, MLO hangs and shows the pectoral muscle."""
+def random_anatomy(
+    rng: np.random.Generator, size: int, density: int, view: str, build: tuple[float, float]
+) -> Anatomy:
+    """Draw the shape; CC is symmetric, MLO hangs and shows the pectoral muscle.
+
+    ``build`` says how deep and how high the patient's breasts are, 0 to 1 each.
+    """
     mlo = view == "MLO"
-    depth = rng.uniform(0.5, 0.78) * (0.95 if mlo else 1.0)
-    half_height = rng.uniform(0.34, 0.44) * (1.12 if mlo else 1.0)
+    deep, high = (float(np.clip(b + rng.normal(0, 0.1), 0, 1)) for b in build)
+    depth = (0.5 + 0.28 * deep) * (0.95 if mlo else 1.0)
+    half_height = (0.34 + 0.1 * high) * (1.12 if mlo else 1.0)
     centre = rng.uniform(0.54, 0.6) if mlo else rng.uniform(0.47, 0.53)
     x, y = _grid(size // 2)  # the outline is smooth: half the resolution is enough
     dy = y - np.float32(centre)
     # Below the nipple a breast is fuller than above it; in MLO markedly so.
     fullness = rng.uniform(1.15, 1.35) if mlo else rng.uniform(0.97, 1.05)
-    height = np.where(dy < 0, half_height * (2 - fullness) + 0.08 * mlo, half_height)
-    angle = np.arctan2(dy / half_height, x / depth + 1e-6)
+    above, below = half_height * (2 - fullness) + 0.08 * mlo, half_height
+    height = np.where(dy < 0, np.float32(above), np.float32(below))
+    angle = np.arctan2(dy / half_height, x / depth)
     # The outline is smooth: a look-up in a table of angles is exact enough, and faster.
     bins = np.linspace(-np.pi, np.pi, 1024)
-    table = sum(
-        rng.normal(0, 0.012) * np.cos(k * bins + rng.uniform(0, 2 * np.pi)) for k in (1, 2, 3, 5)
-    ).astype(np.float32)
-    wobble = table[((angle + np.pi) * (1023 / (2 * np.pi))).astype(np.int32)]
+    table = np.zeros(1024, np.float32)
+    for k in (1, 2, 3, 5):
+        table += rng.normal(0, 0.012) * np.cos(k * bins + rng.uniform(0, 2 * np.pi))
+    wobble = table[((angle + np.pi) * (1023 / (2 * np.pi))).astype(np.intp)]
     power = rng.uniform(1.9, 2.25)
     radius = ((x / depth) ** power + np.abs(dy / height) ** 2.1) ** (1 / 2.05) + wobble
     if mlo:
@@ -55,12 +62,12 @@ def random_anatomy(rng: np.random.Generator, size: int, density: int, view: str)
     # The nipple.
     nipple = np.exp(-(((x - depth) / 0.022) ** 2) - (dy / 0.02) ** 2)
     radius = radius - 0.05 * nipple
-    muscle = np.zeros_like(x)
+    muscle = np.zeros((size, size), np.float32)
     if mlo:
         wide, tall = rng.uniform(0.24, 0.36), rng.uniform(0.55, 0.8)
         bow = rng.uniform(-0.03, 0.05)
         edge = x / wide + y / tall - 1 - bow * np.sin(np.pi * np.clip(y / tall, 0, 1))
-        muscle = _soft_step(-edge * 0.3, 0.008)
+        muscle = _resized(_soft_step(-edge * 0.3, 0.008), size)
     return Anatomy(
         size,
         density,
@@ -68,8 +75,8 @@ def random_anatomy(rng: np.random.Generator, size: int, density: int, view: str)
         float(depth),
         float(half_height),
         float(centre),
-        _resized(radius.astype(np.float32), size),
-        _resized(muscle.astype(np.float32), size),
+        _resized(radius, size),
+        muscle,
     )
 
 
@@ -81,13 +88,14 @@ def draw_breast(rng: np.random.Generator, anatomy: Anatomy) -> Field:
     strands = _resized(power_law_noise(rng, size // 2, exponent=3.0), size)
     inside = _soft_step(1 - radius, 0.006)
     # Compressed between two plates, a breast is of even thickness but for its rim.
-    thickness = np.sqrt(np.clip(1 - np.clip(radius, 0, 1) ** 7, 0, 1))
+    squared = np.square(np.clip(radius, 0, 1))
+    thickness = np.sqrt(1 - squared * squared * squared * np.sqrt(squared))
     gland = _glandular_share(rng, anatomy, coarse, fine)
     fat = 0.26 + 0.025 * fine + 0.02 * coarse
     # Ligaments and ducts are the ridges of a field stretched towards the nipple.
     ridges = np.exp(-((strands / 0.07) ** 2)) * (0.35 + 0.65 * gland)
     tissue = fat + gland * (0.27 + 0.035 * fine) + 0.055 * ridges
-    muscle = 0.62 + 0.03 * fine + 0.02 * coarse
+    muscle = rng.uniform(0.58, 0.74) + 0.03 * fine + 0.02 * coarse
     tissue = tissue * (1 - anatomy.muscle) + muscle * anatomy.muscle
     skin = 0.05 * np.exp(-(((radius - 0.985) / 0.012) ** 2))
     picture = (tissue * (0.25 + 0.75 * thickness) + skin) * inside
@@ -114,18 +122,28 @@ def _glandular_share(
 
 def _add_benign_specks(rng: np.random.Generator, picture: Field, anatomy: Anatomy) -> Field:
     """Single benign calcifications, in healthy and diseased breasts alike."""
-    for _ in range(int(rng.poisson(1.2))):
+    for _ in range(int(rng.poisson(1.6))):
         row, column = place_inside(rng, anatomy, 0.85)
-        picture = add_speck(picture, row, column, rng.uniform(1.2, 2.2) * anatomy.size / 512, 0.4)
+        radius = rng.uniform(1.2, 2.6) * anatomy.size / 512
+        picture = add_speck(picture, row, column, radius, rng.uniform(0.35, 0.6))
     return picture
 
 
-def place_inside(rng: np.random.Generator, anatomy: Anatomy, limit: float) -> tuple[int, int]:
-    """A place (row, column) well inside the breast and outside the muscle."""
+def place_inside(
+    rng: np.random.Generator, anatomy: Anatomy, limit: float, depth: float | None = None
+) -> tuple[int, int]:
+    """A place (row, column) inside ``radius < limit`` and outside the muscle.
+
+    ``depth`` is how far from the chest wall, as a share of the way to the nipple: both views of a
+    breast show a finding about as deep.
+    """
     size = anatomy.size
-    for _ in range(200):
+    for attempt in range(200):
+        share = rng.uniform(0.08, 0.9)
+        if depth is not None and attempt < 100:
+            share = depth + 0.06 * (2 * rng.random() - 1)
         row = int(rng.uniform(0.08, 0.92) * size)
-        column = int(rng.uniform(0.08, 0.9) * anatomy.depth * size)
+        column = int(share * anatomy.depth * size)
         if anatomy.radius[row, column] < limit and anatomy.muscle[row, column] < 0.1:
             return row, column
     return int(anatomy.centre * size), int(anatomy.depth * 0.5 * size)
@@ -144,11 +162,17 @@ def add_speck(picture: Field, row: int, column: int, radius: float, brightness: 
 
 def power_law_noise(rng: np.random.Generator, size: int, *, exponent: float) -> Field:
     """A field of zero mean and unit spread whose power falls as 1 / frequency**exponent."""
+    from scipy.fft import irfft2  # keeps float32, which older NumPy widens
+
     amplitude = _amplitude(size, exponent)
-    parts = rng.standard_normal((2, *amplitude.shape), np.float32)
-    field = np.fft.irfft2((parts[0] + 1j * parts[1]) * amplitude, s=(size, size))
-    result: Field = (field - field.mean()) / field.std()
-    return result.astype(np.float32, copy=False)
+    # Uniform parts do: a sum of many of them is normal.
+    parts = rng.random((*amplitude.shape, 2), np.float32) - np.float32(0.5)
+    spectrum = parts.view(np.complex64)[..., 0]
+    spectrum *= amplitude
+    field: Field = irfft2(spectrum, (size, size), overwrite_x=True)
+    field -= field.mean()
+    field /= field.std()
+    return field
 
 
 @lru_cache(maxsize=8)
@@ -157,19 +181,22 @@ def _amplitude(size: int, exponent: float) -> Field:
     horizontal = np.fft.rfftfreq(size) * size
     squared = vertical[:, None] ** 2 + horizontal[None, :] ** 2
     # Flat below three cycles: a breast is not brighter on one side.
-    return (np.maximum(squared, 9.0) ** (-exponent / 4)).astype(np.float32)
+    amplitude = np.maximum(squared, 9.0) ** (-exponent / 4)
+    # The inverse drops one of two parts where a frequency is its own mirror image.
+    amplitude[:, horizontal % (size / 2) == 0] *= np.sqrt(2)
+    return amplitude.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[Field, Field]:
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    return axis[None, :] + np.zeros((size, 1), np.float32), axis[:, None] + np.zeros(
-        (1, size), np.float32
-    )
+    """The x and the y of each place, ``[size, size]`` each."""
+    axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+    x: Field = np.tile(axis, (size, 1))
+    return x, np.ascontiguousarray(x.T)
 
 
 def _soft_step(x: NDArray[np.floating], width: float) -> Field:
-    step: Field = (1 / (1 + np.exp(-np.clip(x / width, -30, 30)))).astype(np.float32)
+    step: Field = 1 / (1 + np.exp(-np.clip(x / np.float32(width), -30, 30)))
     return step
 
 

@@ -14,26 +14,31 @@ KINDS = ("mass", "spiculated mass", "calcifications")
 
 @dataclass(frozen=True)
 class Lesion:
-    """What both views of a breast show: ``radius`` in pixels of a 512-pixel picture."""
+    """What both views of a breast show.
+
+    ``radius`` is in pixels of a 512-pixel picture, ``depth`` the share of the way from the chest
+    wall to the nipple.
+    """
 
     kind: str
     radius: float
     contrast: float
+    depth: float
 
 
 def random_lesion(rng: np.random.Generator) -> Lesion:
-    """Draw kind, size and conspicuity."""
+    """Draw kind, size, conspicuity and depth."""
     kind = KINDS[int(rng.choice(3, p=(0.35, 0.4, 0.25)))]
     radius = rng.uniform(18, 34) if kind == "calcifications" else rng.uniform(15, 30)
-    return Lesion(kind, float(radius), float(rng.uniform(0.8, 1.2)))
+    return Lesion(kind, radius, rng.uniform(0.8, 1.2), rng.uniform(0.15, 0.8))
 
 
 def add_lesion(
     rng: np.random.Generator, tissue: Field, anatomy: Anatomy, lesion: Lesion, contrast: float
 ) -> tuple[Field, NDArray[np.bool_]]:
-    """The picture with the lesion at a random place, and where it is, bool ``[size, size]``."""
+    """The picture with the lesion at a random height, and where it is, bool ``[size, size]``."""
     size = anatomy.size
-    row, column = place_inside(rng, anatomy, 0.72)
+    row, column = place_inside(rng, anatomy, 0.72, lesion.depth)
     radius = lesion.radius * size / 512
     strength = lesion.contrast * contrast
     # Nothing of a lesion reaches further than its longest spicule.
@@ -56,7 +61,7 @@ def add_lesion(
     body = 1 / (1 + np.exp(np.clip((distance - outline) / soft, -30, 30)))
     # A sphere is thickest in its middle.
     dome = 0.6 + 0.4 * np.sqrt(np.clip(1 - (distance / (outline * 1.1)) ** 2, 0, 1))
-    added = (0.26 if lesion.kind == "mass" else 0.3) * body * dome
+    added = (0.31 if lesion.kind == "mass" else 0.32) * body * dome
     if lesion.kind == "spiculated mass":
         added = np.maximum(added, _spicules(rng, dx, dy, radius))
     tissue[rows, columns] += strength * added
@@ -86,7 +91,7 @@ def _spicules(rng: np.random.Generator, dx: Field, dy: Field, radius: float) -> 
         cos, sin = np.float32(np.cos(direction)), np.float32(np.sin(direction))
         along, across = dx * cos + dy * sin, dy * cos - dx * sin
         fade = np.clip(1 - along / length, 0, 1) * (along > 0)
-        strand = 0.24 * fade * np.exp(-((across / width) ** 2))
+        strand = 0.26 * fade * np.exp(-((across / width) ** 2))
         strands = np.maximum(strands, strand)
     return strands
 
