@@ -28,6 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--rounds", type=int, help="timed rounds a row (default: 20; tiny: 10)")
     group.addoption(
+        "--prepared",
+        type=Path,
+        metavar="DIR",
+        help="measure the model prepared in DIR earlier, even if the sources changed since",
+    )
+    group.addoption(
         "--results",
         type=Path,
         default=Path("benchmarks/results"),
@@ -66,9 +72,10 @@ def rounds(pytestconfig: pytest.Config, preset: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def folder(preset: str) -> Path:
+def folder(preset: str, pytestconfig: pytest.Config) -> Path:
     """The prepared model and pictures."""
-    return prepared(preset).resolve()
+    given = pytestconfig.getoption("--prepared")
+    return (given or prepared(preset)).resolve()
 
 
 @pytest.fixture(scope="session")
