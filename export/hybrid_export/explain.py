@@ -25,6 +25,27 @@ HEATMAP_NAMES = ("heatmap_vit", "heatmap_cnn")
 GRADIENT_SCALE = 64.0
 
 
+class LinearGradient(nn.Module):
+    """The gradient of a linear layer's input: the product with its weight, which is shared.
+
+    A square weight is stored once more, transposed: OpenVINO (2026.4) repacks a weight once and
+    mistakes the two directions for each other where their shapes are equal.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+        self.square = layer.in_features == layer.out_features
+        if self.square:
+            self.register_buffer("transposed", layer.weight.detach().t().contiguous())
+
+    def forward(self, gradient: Tensor) -> Tensor:
+        """``[batch, out]`` -> ``[batch, in]``."""
+        if self.square:
+            return nn.functional.linear(gradient, cast(Tensor, self.transposed))
+        return gradient @ self.layer.weight
+
+
 class ExplainedHead(nn.Module):
     """A head of Linear, ReLU and LayerNorm that also runs backwards."""
 
@@ -37,6 +58,9 @@ class ExplainedHead(nn.Module):
                     f"--explain cannot run {type(layer).__name__} of the head backwards; expected "
                     "Linear, ReLU and LayerNorm"
                 )
+        self.gradients = nn.ModuleList(
+            LinearGradient(m) if isinstance(m, nn.Linear) else nn.Identity() for m in self.layers
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and GRADIENT_SCALE times d max(logits) / d features, ``[batch, features]``."""
@@ -46,9 +70,10 @@ class ExplainedHead(nn.Module):
         logits = values.pop()
         largest = logits.amax(dim=1, keepdim=True)
         gradient = (logits == largest).to(logits.dtype) * GRADIENT_SCALE  # [batch, classes]
-        for layer, x in zip(reversed(self.layers), reversed(values), strict=True):
+        steps = zip(self.layers, self.gradients, values, strict=True)
+        for layer, backwards, x in reversed(list(steps)):
             if isinstance(layer, nn.Linear):
-                gradient = gradient @ layer.weight
+                gradient = backwards(gradient)
             elif isinstance(layer, nn.ReLU):
                 gradient = gradient * (x > 0).to(gradient.dtype)
             else:
@@ -76,6 +101,8 @@ class VitHeatmap(nn.Module):
         assert isinstance(block, ClassTokenBlock)
         self.block, self.norm, self.fc_norm = block, vit.norm, vit.fc_norm
         self.prefix, self.grid = vit.prefix, vit.grid
+        self.fc1, self.fc2 = LinearGradient(block.mlp.fc1), LinearGradient(block.mlp.fc2)
+        self.proj = LinearGradient(block.attn.proj)
         plain = (block.attn.norm, block.mlp.norm)
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != "none":
             raise ExportError("--explain needs a ViT with exact GELU; try vit_base_patch16_224")
@@ -91,17 +118,15 @@ class VitHeatmap(nn.Module):
             gradient = layer_norm_gradient(self.norm, token, gradient)
         gradient = gradient + self._mlp_gradient(trace, gradient)
         attn = self.block.attn
-        gradient = gradient @ attn.proj.weight  # [batch, heads * head_dim]
+        gradient = self.proj(gradient)  # [batch, heads * head_dim]
         gradient = gradient.unflatten(1, (attn.heads, 1, attn.head_dim))
         gradient = gradient @ trace.values.transpose(2, 3)  # d logit / d attention: [b, h, 1, n]
         heat = (gradient * trace.attention).relu().mean(dim=1) / GRADIENT_SCALE  # [b, 1, n]
         return heat[:, :, self.prefix :].unflatten(2, self.grid).flatten(0, 1)
 
     def _mlp_gradient(self, trace: ClassTokenTrace, gradient: Tensor) -> Tensor:
-        mlp, norm = self.block.mlp, self.block.norm2
-        gradient = (gradient @ mlp.fc2.weight) * gelu_gradient(trace.hidden)
-        gradient = gradient @ mlp.fc1.weight
-        return layer_norm_gradient(cast(nn.LayerNorm, norm), trace.middle, gradient)
+        gradient = self.fc1(self.fc2(gradient) * gelu_gradient(trace.hidden))
+        return layer_norm_gradient(cast(nn.LayerNorm, self.block.norm2), trace.middle, gradient)
 
 
 def layer_norm_gradient(norm: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tensor:

@@ -254,7 +254,7 @@ def _gradient_arithmetic(graph: Any) -> set[str]:
     return {
         node.name
         for node in graph.node
-        if (scope(node) == "head" or scope(node).startswith("explain_"))
+        if (scope(node) == "head" or scope(node).startswith(("explain_", "head.gradients")))
         and not (node.op_type in ("Gemm", "MatMul") and weights.intersection(node.input))
     }
 
