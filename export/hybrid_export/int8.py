@@ -41,7 +41,10 @@ def write_int8(job: Job) -> bool:
     for attempt in attempts(job.fp32, ranges, pixels):
         model = quantize(job.fp32, ranges, attempt.nodes)
         save(model, path)
-        certificate = job.certify(session(path, job.spec), "int8", *job.openvino(path, "fp32"))
+        runner = session(path, job.spec)
+        certificate = job.screen(runner, "int8")
+        if certificate.passed:
+            certificate = job.certify(runner, "int8", *job.openvino(path, "fp32"))
         certificate.kept_fp32 = list(attempt.kept)
         job.report(f"{path.name} (kept in FP32: {', '.join(attempt.kept)})", certificate)
         if certificate.passed:

@@ -126,7 +126,7 @@ def _half(job: Job, precision: HalfName) -> bool:
     """model.fp16.onnx or model.bf16.onnx, with as little in FP32 as passes; whether one did."""
     path = job.staged / f"model.{precision}.onnx"
     images = job.reference.images.pixels[:_RANGE_IMAGES]
-    reason = ""
+    reason, failed = "", None
     for attempt in attempts(job.fp32, precision, images):
         typed = to_half(job.fp32, precision, attempt.nodes)
         save(typed, path)
@@ -135,16 +135,21 @@ def _half(job: Job, precision: HalfName) -> bool:
         if share < SMALLEST_SHARE:
             reason = reason or f"{path.name} would have {share:.0%} of its weights in {precision}"
             break
-        also = job.openvino(path, "bf16") if precision == "bf16" else []
-        certificate = job.certify(Interpreter(typed).runner(path.name), precision, *also)
+        runner = Interpreter(typed).runner(path.name)
+        certificate = job.screen(runner, precision)
+        if certificate.passed:
+            also = job.openvino(path, "bf16") if precision == "bf16" else []
+            certificate = job.certify(runner, precision, *also)
         certificate.kept_fp32 = list(attempt.kept)
         kept = f" (kept in FP32: {', '.join(attempt.kept)})" if attempt.kept else ""
         job.report(path.name + kept, certificate)
         if certificate.passed:
             job.add(path, precision, certificate, source="model.onnx", receipt=receipt)
             return True
-        reason = job.failure(path.name, certificate, precision, typed)
+        failed = (certificate, typed)
     path.unlink(missing_ok=True)
+    if failed is not None:
+        reason = job.failure(path.name, failed[0], precision, failed[1])
     job.failures.append(f"{reason}.")
     return False
 

@@ -13,8 +13,8 @@ from hybrid_export.explain import gelu_gradient, layer_norm_gradient
 from hybrid_export.graph import DeployedCnn, DeploymentGraph
 from hybrid_export.heatmap_reference import heatmaps
 from hybrid_export.interpreter import Interpreter
+from hybrid_export.measures import heatmap_correlation
 from hybrid_export.onnx_file import save, to_onnx
-from hybrid_export.parity import heatmap_correlation
 from hybrid_export.precision import to_half
 from hybrid_export.receipt import graph_receipt
 from hybrid_export.runners import pytorch, session

@@ -1,0 +1,116 @@
+"""What is measured between a file's outputs and PyTorch's, each as one number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_export.runners import Outputs
+from hybrid_rt.spec import ModelSpec
+
+
+def logit_scale(logits: NDArray[np.float32]) -> float:
+    """How much wider than ten units the logits reach: rounding grows with them, so limits do."""
+    return max(1.0, float(np.abs(logits).max()) / 10)
+
+
+def auroc(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], spec: ModelSpec
+) -> float | None:
+    """Area under the ROC curve; macro average of one against the rest with three classes or more.
+
+    Labels of -1 are unknown. None where no class has both positives and negatives.
+    """
+    known = labels >= 0
+    if not np.isfinite(probabilities[known]).all():
+        return float("nan") if known.any() else None
+    classes = range(len(spec.classes))
+    if len(spec.classes) == 2:
+        point = spec.operating_point
+        classes = [spec.classes.index(point.positive) if point else 1]  # type: ignore[assignment]
+    areas = [_area(probabilities[known, c], labels[known] == c) for c in classes]
+    defined = [area for area in areas if area is not None]
+    return float(np.mean(defined)) if defined else None
+
+
+def one_pair(labels: NDArray[np.int64]) -> float:
+    """How far an AUROC moves when one positive and one negative image change places.
+
+    With few images that is more than any limit; a file is not rejected for one such pair.
+    """
+    counts = np.bincount(labels[labels >= 0])
+    counts = counts[counts > 0]
+    if len(counts) < 2:
+        return 0.0
+    return float(1 / min(int(c) * int(counts.sum() - c) for c in counts))
+
+
+def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | None:
+    """Mann-Whitney: how often a positive scores above a negative, ties counting half."""
+    above, below = scores[positive], scores[~positive]
+    if len(above) == 0 or len(below) == 0:
+        return None
+    difference = above[:, None] - below[None, :]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def top1_flips(
+    got: NDArray[np.float32], expected: NDArray[np.float32], tie: float
+) -> NDArray[np.bool_]:
+    """Images whose largest logit is another one, where PyTorch's own two are no tie."""
+    top = np.sort(expected, axis=1)
+    clear = top[:, -1] - top[:, -2] > tie
+    flipped = (got.argmax(1) != expected.argmax(1)) | ~np.isfinite(got).all(1)
+    return np.asarray(flipped & clear)
+
+
+def changed_decisions(
+    got: Outputs, expected: Outputs, spec: ModelSpec, tie: float
+) -> NDArray[np.bool_]:
+    """Images on the other side of the operating point, where PyTorch's was clear."""
+    point = spec.operating_point
+    if point is None:
+        return top1_flips(got["logits"], expected["logits"], tie)
+    column = spec.classes.index(point.positive)
+    before, after = (o["probabilities"][:, column] for o in (expected, got))
+    clear = np.abs(before - point.threshold) > tie / 4  # the softmax's slope is at most 1/4
+    changed = (before >= point.threshold) != (after >= point.threshold)
+    return np.asarray((changed | ~np.isfinite(after)) & clear)
+
+
+def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The smallest cosine between rows; -1 where one is not finite."""
+    a, b = got.astype(np.float64), expected.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = (a * b).sum(1) / np.maximum(norms, 1e-30)
+    return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
+
+
+def heatmap_correlation(got: Outputs, expected: Outputs) -> float | None:
+    """The smallest correlation of a heatmap with PyTorch's; None where there are no heatmaps.
+
+    Only images with the same predicted class, whose map is not blank, are compared: a map is
+    about the class.
+    """
+    same = got["logits"].argmax(1) == expected["logits"].argmax(1)
+    found = []
+    for name in expected:
+        if not name.startswith("heatmap_"):
+            continue
+        for a, b in zip(got[name][same], expected[name][same], strict=True):
+            if b.std() > 1e-3 * max(float(expected[name].max()), 1e-12):
+                a = a.astype(np.float64) - a.mean(dtype=np.float64)
+                b = b.astype(np.float64) - b.mean(dtype=np.float64)
+                size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+                found.append(float((a * b).sum()) / size if size > 0 else 0.0)
+    return min(found) if found else None
+
+
+def probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
+    """How far the probabilities are from the softmax of the file's own logits."""
+    scaled = outputs["logits"].astype(np.float64) / spec.temperature
+    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    expected = scaled / scaled.sum(axis=1, keepdims=True)
+    return float(np.abs(outputs["probabilities"] - expected).max())
