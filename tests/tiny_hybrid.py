@@ -25,7 +25,7 @@ def make_model(
         preprocess=Preprocess(height=size, width=size),
         vit=branches[0],
         cnn=branches[1],
-        head=Head(hidden=(32, 16, 16)),
+        head=Head(hidden=(32, 16)),
         temperature=1.7,
         operating_point=OperatingPoint(
             positive="malignant", threshold=0.4, criterion="sensitivity>=0.9"
