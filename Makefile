@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-slow check format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +23,10 @@ demo: $(STAMP)  ## From nothing to predictions on real mammograms, in a few minu
 	$(BIN)/python -m hybrid_export.demo --output demo
 
 test: $(STAMP)  ## Run the test suite (tests marked gpu skip themselves where there is no GPU)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## Run the full-size and minutes-long tests too
+	$(BIN)/python -m pytest -m slow
 
 check: $(STAMP)  ## Formatting, lint, and strict types of the runtime
 	$(BIN)/ruff format --check .
