@@ -25,7 +25,7 @@ def make_model(
         preprocess=Preprocess(height=size, width=size),
         vit=branches[0],
         cnn=branches[1],
-        head=Head(hidden=(32, 16)),
+        head=Head(hidden=(32, 16, 16)),
         temperature=1.7,
         operating_point=OperatingPoint(
             positive="malignant", threshold=0.4, criterion="sensitivity>=0.9"
@@ -36,8 +36,11 @@ def make_model(
     return model, spec
 
 
-def enliven(model: HybridClassifier, spec: ModelSpec) -> None:
-    """Weights of a size that training gives: random initial ones answer nearly the same to all."""
+def enliven(model: HybridClassifier, spec: ModelSpec, gain: float = 1.2) -> None:
+    """Weights of a size that training gives: random initial ones answer nearly the same to all.
+
+    A deep random network is chaotic: with a large ``gain`` it amplifies every rounding.
+    """
     height, width = spec.preprocess.height, spec.preprocess.width
     with torch.no_grad():
         for module in model.modules():
@@ -50,7 +53,7 @@ def enliven(model: HybridClassifier, spec: ModelSpec) -> None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.2)
             elif isinstance(module, torch.nn.Linear):
-                torch.nn.init.normal_(module.weight, 0, 1.2 * module.in_features**-0.5)
+                torch.nn.init.normal_(module.weight, 0, gain * module.in_features**-0.5)
                 torch.nn.init.normal_(module.bias, 0, 0.1)
         model.train()
         for _ in range(4):  # batch statistics that fit the weights

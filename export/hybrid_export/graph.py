@@ -1,6 +1,6 @@
 """The deployment graph: everything between a uint8 picture and an answer, as one torch module.
 
-    graph = DeploymentGraph(model, spec)
+    graph = DeploymentGraph(model, spec, explain=False)
     probabilities, logits, features = graph(images)  # uint8 [batch, height, width, 3]
 
 It is what is exported, so that a runtime has nothing left to get wrong: cast, layout, scaling,
@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hybrid_export.explain import HEATMAP_NAMES, CnnHeatmap, ExplainedHead, VitHeatmap
 from hybrid_export.fold import fold_batch_norms
 from hybrid_export.vit import DeployedViT, is_standard
 from hybrid_rt.errors import ExportError
@@ -22,7 +23,6 @@ from hybrid_rt.spec import Branch, ModelSpec, Output
 from hybrid_train.model import HybridClassifier
 
 INPUT_NAME = "images"
-OUTPUT_NAMES = ("probabilities", "logits", "features")
 
 #: Largest difference, in units of the output's own range, that folding may cause.
 _FOLD_TOLERANCE = 1e-4
@@ -31,10 +31,12 @@ _FOLD_TOLERANCE = 1e-4
 class DeploymentGraph(nn.Module):
     """uint8 images ``[batch, height, width, 3]`` to probabilities, logits and features, float32.
 
-    The model is not changed. Raises ExportError where folding changes what a branch answers.
+    With ``explain`` also to the heatmaps of ``hybrid_export.explain``. The model is not changed.
+    Raises ExportError where folding changes what a branch answers, or where a backbone is of a
+    kind that cannot be explained.
     """
 
-    def __init__(self, model: HybridClassifier, spec: ModelSpec) -> None:
+    def __init__(self, model: HybridClassifier, spec: ModelSpec, *, explain: bool = False) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().float().cpu().requires_grad_(False)
         self.temperature = spec.temperature
@@ -46,16 +48,68 @@ class DeploymentGraph(nn.Module):
         self.vit = deployed_vit(model.vit, example)
         self.cnn = DeployedCnn(model.cnn, example)
         self.head = model.head
+        self.explain = explain
+        if explain:
+            self._add_heatmaps(example)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Outputs in the order of OUTPUT_NAMES."""
+        """The outputs that ``outputs`` lists, in its order."""
         pixels = images.to(torch.float32)  # cast first: TensorRT cannot transpose uint8
         pixels = pixels.permute(0, 3, 1, 2)  # NHWC -> NCHW
         vit_pixels = self.vit_norm(pixels)
         cnn_pixels = vit_pixels if self.cnn_norm is None else self.cnn_norm(pixels)
+        if self.explain:
+            return self._forward_explained(vit_pixels, cnn_pixels)
         features = torch.cat((self.vit(vit_pixels), self.cnn(cnn_pixels)), dim=1)
         logits = self.head(features)
-        return (logits / self.temperature).softmax(-1), logits, features
+        return self._probabilities(logits), logits, features
+
+    def _forward_explained(self, vit_pixels: Tensor, cnn_pixels: Tensor) -> tuple[Tensor, ...]:
+        trace = self.vit.trace(vit_pixels)  # type: ignore[operator]
+        feature_map = self.cnn.feature_map(cnn_pixels)
+        vit = self.vit.finish(trace.output)  # type: ignore[operator]
+        features = torch.cat((vit, self.cnn.pool(feature_map)), dim=1)
+        logits, gradient = self.head(features)
+        of_vit, of_cnn = gradient[:, : vit.shape[1]], gradient[:, vit.shape[1] :]
+        return (
+            self._probabilities(logits),
+            logits,
+            features,
+            self.explain_vit(trace, of_vit),
+            self.explain_cnn(feature_map, of_cnn),
+        )
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return (logits / self.temperature).softmax(-1)
+
+    def _add_heatmaps(self, example: Tensor) -> None:
+        if not isinstance(self.vit, DeployedViT):
+            raise ExportError(
+                "--explain needs a plain ViT with a class token; try vit_base_patch16_224"
+            )
+        if not self.cnn.mean_pooled:
+            raise ExportError(
+                "--explain needs a CNN whose features are the mean of its last map; try resnet50"
+            )
+        self.head: nn.Module = ExplainedHead(self.head)  # type: ignore[arg-type]
+        self.explain_vit = VitHeatmap(self.vit)
+        self.explain_cnn = CnnHeatmap()
+        with torch.no_grad():
+            self.cnn_grid = tuple(self.cnn.feature_map(example).shape[2:])
+
+    def outputs(self, spec: ModelSpec) -> tuple[Output, ...]:
+        """What the graph gives, for the spec."""
+        made = [
+            Output(name="probabilities", shape=("batch", len(spec.classes))),
+            Output(name="logits", shape=("batch", len(spec.classes))),
+            Output(name="features", shape=("batch", spec.num_features)),
+        ]
+        if self.explain:
+            assert isinstance(self.vit, DeployedViT)
+            grids = (self.vit.grid, self.cnn_grid)
+            for name, grid in zip(HEATMAP_NAMES, grids, strict=True):
+                made.append(Output(name=name, shape=("batch", *grid)))
+        return tuple(made)
 
 
 class PixelNorm(nn.Module):
@@ -124,15 +178,6 @@ def deployed_vit(vit: nn.Module, example: Tensor) -> nn.Module:
     with torch.no_grad():
         _check_same("vit", deployed(example), plain(example))
     return deployed
-
-
-def graph_outputs(spec: ModelSpec) -> tuple[Output, ...]:
-    """The outputs of the graph, for the spec."""
-    return (
-        Output(name="probabilities", shape=("batch", len(spec.classes))),
-        Output(name="logits", shape=("batch", len(spec.classes))),
-        Output(name="features", shape=("batch", spec.num_features)),
-    )
 
 
 def _differs(got: Tensor, expected: Tensor) -> float:

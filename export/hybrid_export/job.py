@@ -53,6 +53,11 @@ class Job:
             ]
         return certificate
 
+    def screen(self, runner: Runner, precision: PrecisionName) -> Certificate:
+        """A quick look at a few images: what fails here would fail the certificate."""
+        few = self.reference.first(_ALSO_IMAGES)
+        return certify(runner, few, self.spec, LIMITS[precision], brief=True)
+
     def openvino(self, path: Path, precision: str | None = None) -> list[Runner]:
         """A runner on OpenVINO, or none where it or the CPU's instructions are missing."""
         try:

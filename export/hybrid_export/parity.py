@@ -15,6 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_export.limits import Limits
+from hybrid_export.measures import (
+    auroc,
+    changed_decisions,
+    cosine_min,
+    heatmap_correlation,
+    logit_scale,
+    one_pair,
+    probability_gap,
+    top1_flips,
+)
 from hybrid_export.runners import BATCH, Outputs, Runner
 from hybrid_export.verification import VerificationSet
 from hybrid_rt.spec import ModelSpec
@@ -63,6 +73,7 @@ class Certificate:
     decision_flips: int
     batch_invariance_max_abs: float
     batch_invariance_flips: int
+    heatmaps_correlation_min: float | None = None
     kept_fp32: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     worst_images: list[str] = field(default_factory=list)
@@ -90,12 +101,15 @@ class Certificate:
     def summary(self) -> str:
         """One line for a person."""
         auroc = ""
+        heat = ""
+        if self.heatmaps_correlation_min is not None:
+            heat = f", heatmaps correlate {self.heatmaps_correlation_min:.4f}"
         if self.auroc is not None and self.auroc_reference is not None:
             auroc = f", AUROC {self.auroc_reference:.3f} -> {self.auroc:.3f}"
         return (
             f"logits max {self.logits_max_abs:.1e} mean {self.logits_mean_abs:.1e}, features "
             f"cosine {self.features_cosine_min:.6f}, top-1 flips {self.top1_flips}/{self.images}"
-            f"{auroc}, batch invariance {self.batch_invariance_max_abs:.1e}"
+            f"{auroc}, batch invariance {self.batch_invariance_max_abs:.1e}{heat}"
         )
 
 
@@ -118,7 +132,7 @@ def certify(
     errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
     errors = np.where(np.isfinite(errors), errors, np.inf)
     flips = top1_flips(got["logits"], expected["logits"], limits.tie_margin)
-    changed = _changed_decisions(got, expected, spec, limits.tie_margin)
+    changed = changed_decisions(got, expected, spec, limits.tie_margin)
     labels = np.array([-1 if label is None else label for label in images.labels])
     moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got, brief)
     scale = logit_scale(expected["logits"])
@@ -130,18 +144,19 @@ def certify(
         limits=limits.to_dict(scale),
         logits_max_abs=float(errors.max()),
         logits_mean_abs=float(np.abs(got["logits"] - expected["logits"]).mean()),
-        features_cosine_min=_cosine_min(got["features"], expected["features"]),
+        features_cosine_min=cosine_min(got["features"], expected["features"]),
         top1_flips=int(flips.sum()),
         auroc_reference=auroc(expected["probabilities"], labels, spec),
         auroc=auroc(got["probabilities"], labels, spec),
         decision_flips=int(changed.sum()),
         batch_invariance_max_abs=moved,
         batch_invariance_flips=moved_flips,
+        heatmaps_correlation_min=heatmap_correlation(got, expected),
     )
     pair = one_pair(labels) if limits.auroc_shift > _NO_SHIFT else 0.0
     certificate.limits["auroc_shift"] = max(limits.auroc_shift, pair)
     certificate.failures = _failures(certificate, limits, scale)
-    gap = _probability_gap(got, spec)
+    gap = probability_gap(got, spec)
     if not gap <= limits.probabilities_consistency:
         certificate.failures.append(
             f"probabilities differ from softmax(logits / {spec.temperature:g}) by {gap:.1e}"
@@ -153,89 +168,6 @@ def certify(
     order = np.argsort(-errors)[:5]
     certificate.worst_images = [f"{images.names[i]}: logits off by {errors[i]:.1e}" for i in order]
     return certificate
-
-
-def logit_scale(logits: NDArray[np.float32]) -> float:
-    """How much wider than ten units the logits reach: rounding grows with them, so limits do."""
-    return max(1.0, float(np.abs(logits).max()) / 10)
-
-
-def auroc(
-    probabilities: NDArray[np.float32], labels: NDArray[np.int64], spec: ModelSpec
-) -> float | None:
-    """Area under the ROC curve; macro average of one against the rest with three classes or more.
-
-    Labels of -1 are unknown. None where no class has both positives and negatives.
-    """
-    known = labels >= 0
-    if not np.isfinite(probabilities[known]).all():
-        return float("nan") if known.any() else None
-    classes = range(len(spec.classes))
-    if len(spec.classes) == 2:
-        point = spec.operating_point
-        classes = [spec.classes.index(point.positive) if point else 1]  # type: ignore[assignment]
-    areas = [_area(probabilities[known, c], labels[known] == c) for c in classes]
-    defined = [area for area in areas if area is not None]
-    return float(np.mean(defined)) if defined else None
-
-
-def one_pair(labels: NDArray[np.int64]) -> float:
-    """How far an AUROC moves when one positive and one negative image change places.
-
-    With few images that is more than any limit; a file is not rejected for one such pair.
-    """
-    counts = np.bincount(labels[labels >= 0])
-    counts = counts[counts > 0]
-    if len(counts) < 2:
-        return 0.0
-    return float(1 / min(int(c) * int(counts.sum() - c) for c in counts))
-
-
-def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | None:
-    """Mann-Whitney: how often a positive scores above a negative, ties counting half."""
-    above, below = scores[positive], scores[~positive]
-    if len(above) == 0 or len(below) == 0:
-        return None
-    difference = above[:, None] - below[None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-def top1_flips(
-    got: NDArray[np.float32], expected: NDArray[np.float32], tie: float
-) -> NDArray[np.bool_]:
-    """Images whose largest logit is another one, where PyTorch's own two are no tie."""
-    top = np.sort(expected, axis=1)
-    clear = top[:, -1] - top[:, -2] > tie
-    flipped = (got.argmax(1) != expected.argmax(1)) | ~np.isfinite(got).all(1)
-    return np.asarray(flipped & clear)
-
-
-def _changed_decisions(
-    got: Outputs, expected: Outputs, spec: ModelSpec, tie: float
-) -> NDArray[np.bool_]:
-    """Images on the other side of the operating point, where PyTorch's was clear."""
-    point = spec.operating_point
-    if point is None:
-        return top1_flips(got["logits"], expected["logits"], tie)
-    column = spec.classes.index(point.positive)
-    before, after = (o["probabilities"][:, column] for o in (expected, got))
-    clear = np.abs(before - point.threshold) > tie / 4  # the softmax's slope is at most 1/4
-    changed = (before >= point.threshold) != (after >= point.threshold)
-    return np.asarray((changed | ~np.isfinite(after)) & clear)
-
-
-def _cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    a, b = got.astype(np.float64), expected.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosine = (a * b).sum(1) / np.maximum(norms, 1e-30)
-    return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
-
-
-def _probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
-    scaled = outputs["logits"].astype(np.float64) / spec.temperature
-    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    expected = scaled / scaled.sum(axis=1, keepdims=True)
-    return float(np.abs(outputs["probabilities"] - expected).max())
 
 
 def _invariance(
@@ -309,5 +241,11 @@ def _failures(c: Certificate, limits: Limits, scale: float) -> list[str]:
         not c.batch_invariance_max_abs <= batch,
         f"a row depends on its batch by {c.batch_invariance_max_abs:.1e}, limit {batch:g}",
     )
+    if c.heatmaps_correlation_min is not None:
+        check(
+            not c.heatmaps_correlation_min >= limits.heatmaps_correlation_min,
+            f"heatmaps correlate {c.heatmaps_correlation_min:.4f}, limit "
+            f"{limits.heatmaps_correlation_min}",
+        )
     check(c.batch_invariance_flips > 0, f"{c.batch_invariance_flips} flips between batches")
     return found

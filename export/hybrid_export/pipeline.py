@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hybrid_export.graph import DeploymentGraph, graph_outputs
+from hybrid_export.graph import DeploymentGraph
 from hybrid_export.int8 import write_int8
 from hybrid_export.interpreter import Interpreter
 from hybrid_export.job import Job, Say
@@ -53,9 +53,10 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
         images = _images(source, spec, options)
+        graph = DeploymentGraph(model, spec, explain=options.explain)
+        spec = spec.replace(outputs=graph.outputs(spec))
         reference = Reference.of(pytorch(model, spec), images)
         say(f"Reference: {reference.detail} on {len(images)} images of {images.origin}")
-        graph = DeploymentGraph(model, spec)
         job = Job(
             model=model,
             spec=spec,
@@ -88,7 +89,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
 
 
 def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
-    """The network and its spec, completed with the graph's outputs.
+    """The network and its spec.
 
     Raises CheckpointError where the two do not fit.
     """
@@ -99,7 +100,7 @@ def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
             f"{source} gives {classes} logits but its spec names {len(spec.classes)} classes "
             f"({', '.join(spec.classes)}); train again, or correct the checkpoint's spec"
         )
-    return model.eval(), spec.replace(outputs=graph_outputs(spec))
+    return model.eval(), spec
 
 
 def _images(source: Path, spec: ModelSpec, options: ExportOptions) -> VerificationSet:
@@ -125,7 +126,7 @@ def _half(job: Job, precision: HalfName) -> bool:
     """model.fp16.onnx or model.bf16.onnx, with as little in FP32 as passes; whether one did."""
     path = job.staged / f"model.{precision}.onnx"
     images = job.reference.images.pixels[:_RANGE_IMAGES]
-    reason = ""
+    reason, failed = "", None
     for attempt in attempts(job.fp32, precision, images):
         typed = to_half(job.fp32, precision, attempt.nodes)
         save(typed, path)
@@ -134,16 +135,21 @@ def _half(job: Job, precision: HalfName) -> bool:
         if share < SMALLEST_SHARE:
             reason = reason or f"{path.name} would have {share:.0%} of its weights in {precision}"
             break
-        also = job.openvino(path, "bf16") if precision == "bf16" else []
-        certificate = job.certify(Interpreter(typed).runner(path.name), precision, *also)
+        runner = Interpreter(typed).runner(path.name)
+        certificate = job.screen(runner, precision)
+        if certificate.passed:
+            also = job.openvino(path, "bf16") if precision == "bf16" else []
+            certificate = job.certify(runner, precision, *also)
         certificate.kept_fp32 = list(attempt.kept)
         kept = f" (kept in FP32: {', '.join(attempt.kept)})" if attempt.kept else ""
         job.report(path.name + kept, certificate)
         if certificate.passed:
             job.add(path, precision, certificate, source="model.onnx", receipt=receipt)
             return True
-        reason = job.failure(path.name, certificate, precision, typed)
+        failed = (certificate, typed)
     path.unlink(missing_ok=True)
+    if failed is not None:
+        reason = job.failure(path.name, failed[0], precision, failed[1])
     job.failures.append(f"{reason}.")
     return False
 
@@ -217,8 +223,6 @@ def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:
 
 def _golden(job: Job) -> None:
     path = job.staged / GOLDEN_NAME
-    images = golden_images(
-        job.reference.images, job.reference.outputs, job.spec.preprocess
-    )
+    images = golden_images(job.reference.images, job.reference.outputs, job.spec.preprocess)
     images.save(path)
     job.set_golden(Golden(file=path.name, sha256=sha256_file(path), count=len(images.names)))

@@ -92,8 +92,11 @@ def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
 
 
 def always_fp32(model: Any) -> set[str]:
-    """Names of the nodes before the first weights (the pixels) and after the last (the answer)."""
-    return _before_weights(model.graph) | _last_layer(model.graph)
+    """Names of the nodes before the first weights (the pixels) and after the last (the answer),
+    and of the heatmaps' arithmetic, whose matrix products alone are in half precision."""
+    return (
+        _before_weights(model.graph) | _last_layer(model.graph) | _gradient_arithmetic(model.graph)
+    )
 
 
 def residual_additions(model: Any) -> set[str]:
@@ -230,21 +233,30 @@ def _before_weights(graph: Any) -> set[str]:
 
 
 def _last_layer(graph: Any) -> set[str]:
-    """The matrix product that makes the logits, and everything after it."""
+    """The matrix product that makes the logits, and what makes probabilities of them."""
     producers = {name: node for node in graph.node for name in node.output}
     names = set()
-    node = producers.get("logits")
-    while node is not None:
+    weights = {t.name for t in graph.initializer}
+    waiting = ["probabilities"]
+    while waiting:
+        node = producers.get(waiting.pop())
+        if node is None or node.name in names:
+            continue
         names.add(node.name)
-        if node.op_type in ("Gemm", "MatMul"):
-            break
-        node = producers.get(node.input[0])
-    after = {"logits"}
-    for node in graph.node:
-        if after.intersection(node.input):
-            after.update(node.output)
-            names.add(node.name)
+        if node.op_type not in ("Gemm", "MatMul") or not weights.intersection(node.input):
+            waiting += node.input
     return names
+
+
+def _gradient_arithmetic(graph: Any) -> set[str]:
+    """Nodes of the heatmaps (hybrid_export.explain) but for products with weights."""
+    weights = {t.name for t in graph.initializer}
+    return {
+        node.name
+        for node in graph.node
+        if (scope(node) == "head" or scope(node).startswith(("explain_", "head.gradients")))
+        and not (node.op_type in ("Gemm", "MatMul") and weights.intersection(node.input))
+    }
 
 
 def _without_graph(model: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hybrid_export.heatmap_reference import heatmaps
 from hybrid_rt.backends import open_session
 from hybrid_rt.errors import BackendMissingError
 from hybrid_rt.spec import ModelSpec
@@ -38,6 +39,7 @@ class Runner:
 def pytorch(model: HybridClassifier, spec: ModelSpec) -> Runner:
     """The reference: the trained network itself in fp32, not the deployment graph."""
     model = model.eval().float()
+    explained = any(output.name.startswith("heatmap_") for output in spec.outputs)
 
     def run(images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
@@ -45,11 +47,12 @@ def pytorch(model: HybridClassifier, spec: ModelSpec) -> Runner:
             features = model.forward_features(pixels.float() / 255)
             logits = model.head(features)
             probabilities = (logits / spec.temperature).softmax(-1)
-        return {
+        outputs = {
             "probabilities": probabilities.numpy(),
             "logits": logits.numpy(),
             "features": features.numpy(),
         }
+        return {**outputs, **heatmaps(model, images)} if explained else outputs
 
     return Runner(run, f"PyTorch {torch.__version__} fp32")
 

@@ -8,6 +8,8 @@ token and the position embedding into one table.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, LayerScale
@@ -30,17 +32,19 @@ class DeployedViT(nn.Module):
         # [1, prefix + patches, dim]: added to the patches, which are padded in front by zeros
         self.register_buffer("table", _token_table(vit))
         self.norm_pre = vit.norm_pre
-        last = len(vit.blocks) - 1
-        self.blocks = nn.ModuleList(
-            DeployedBlock(block, queries=1 if i == last else None)
-            for i, block in enumerate(vit.blocks)
-        )
+        self.blocks = nn.ModuleList([DeployedBlock(block) for block in vit.blocks[:-1]])
+        self.blocks.append(ClassTokenBlock(vit.blocks[-1]))
         self.norm = vit.norm
         self.fc_norm = vit.fc_norm
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``[batch, dim]`` of normalized float images ``[batch, 3, height, width]``."""
-        return self.finish(self.last_block(self.tokens(images)))
+        return self.finish(self.trace(images).output)
+
+    def trace(self, images: Tensor) -> ClassTokenTrace:
+        """The last block's values for the class token."""
+        trace: ClassTokenTrace = self.blocks[-1](self.tokens(images))
+        return trace
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens ``[batch, prefix + patches, dim]`` as they enter the last block."""
@@ -52,72 +56,114 @@ class DeployedViT(nn.Module):
             x = block(x)
         return x
 
-    @property
-    def last_block(self) -> DeployedBlock:
-        block = self.blocks[-1]
-        assert isinstance(block, DeployedBlock)
-        return block
-
     def finish(self, token: Tensor) -> Tensor:
-        """Features ``[batch, dim]`` of the class token ``[batch, 1, dim]`` after the blocks."""
+        """Features ``[batch, dim]`` of the class token after the blocks."""
         x: Tensor = self.fc_norm(self.norm(token))
         return x.flatten(1)
 
 
 class DeployedBlock(nn.Module):
-    """A pre-norm transformer block; ``queries`` limits it to the first so many tokens."""
+    """A pre-norm transformer block."""
 
-    def __init__(self, block: Block, queries: int | None) -> None:
+    def __init__(self, block: Block, *, one_query: bool = False) -> None:
         super().__init__()
-        self.queries = queries
         self.norm1 = block.norm1
-        self.attn = DeployedAttention(block.attn, _layer_scale(block.ls1))
+        self.attn = DeployedAttention(block.attn, _layer_scale(block.ls1), one_query=one_query)
         self.norm2 = block.norm2
         self.mlp = DeployedMlp(block.mlp, _layer_scale(block.ls2))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[batch, n, dim]`` -> ``[batch, queries or n, dim]``."""
+        """Tokens ``[batch, n, dim]`` -> ``[batch, n, dim]``."""
         x = self.norm1(tokens)
-        probabilities, values = self.attn.attend(x, self._first(x))
-        x = self._first(tokens) + self.attn.project(probabilities, values)
+        row, values = self.attn.attend(x)
+        x = tokens + self.attn.project(row, values)
         return x + self.mlp(self.norm2(x))
 
+
+class ClassTokenBlock(DeployedBlock):
+    """The last block, for the class token only.
+
+    With ``flat`` the token is ``[batch, dim]``, so that its weights are stored as those of the
+    gradients are, which share them. Otherwise it is ``[batch, 1, dim]``: OpenVINO 2026.4 crashes
+    where it fuses attention around a flat query, which the heatmaps keep it from doing.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(block, one_query=True)
+        self.flat = False
+
+    def forward(self, tokens: Tensor) -> ClassTokenTrace:  # type: ignore[override]
+        """Tokens ``[batch, n, dim]`` -> the class token, and what running backwards needs."""
+        x = self.norm1(tokens)
+        row, values = self.attn.attend(x, self._first(x))
+        middle = self._first(tokens) + self.attn.project(row, values, flat=self.flat)
+        hidden = self.mlp.fc1(self.norm2(middle))
+        return ClassTokenTrace(row, values, middle, hidden, middle + self.mlp.finish(hidden))
+
     def _first(self, tokens: Tensor) -> Tensor:
-        return tokens if self.queries is None else tokens[:, : self.queries]
+        return tokens[:, :1].flatten(1) if self.flat else tokens[:, :1]
+
+
+class ClassTokenTrace(NamedTuple):
+    """Values of a ClassTokenBlock; with ``flat`` those of one token have no second dimension."""
+
+    attention: Tensor  # [batch, heads, 1, n], after the softmax
+    values: Tensor  # [batch, heads, n, head_dim]
+    middle: Tensor  # [batch, 1, dim], between attention and MLP
+    hidden: Tensor  # [batch, 1, hidden], before the MLP's activation
+    output: Tensor  # [batch, 1, dim]
 
 
 class DeployedAttention(nn.Module):
-    """Softmax attention as plain matrix products, the form every backend knows how to fuse."""
+    """Softmax attention as plain matrix products, the form every backend knows how to fuse.
 
-    def __init__(self, attn: Attention, gamma: Tensor | None) -> None:
+    Query, key and value are one product: ONNX Runtime takes a value into int8 for one reader only.
+    """
+
+    def __init__(self, attn: Attention, gamma: Tensor | None, *, one_query: bool = False) -> None:
         super().__init__()
         self.heads, self.head_dim = attn.num_heads, attn.head_dim
-        weights = attn.qkv.weight.detach().chunk(3)
-        biases = (None,) * 3 if attn.qkv.bias is None else attn.qkv.bias.detach().chunk(3)
-        self.q, self.k, self.v = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
         self.q_norm, self.k_norm, self.norm = attn.q_norm, attn.k_norm, attn.norm
+        qkv = _linear(attn.qkv.weight, attn.qkv.bias)
+        width = self.heads * self.head_dim
         self.scale = float(attn.scale)
         if isinstance(self.q_norm, nn.Identity):
-            _scale_rows(self.q, self.scale)
+            scales = torch.ones(3 * width)
+            scales[:width] = self.scale
+            _scale_rows(qkv, scales)
             self.scale = 1.0
+        if one_query:
+            self.q, self.kv = _rows(qkv, 0, width), _rows(qkv, width, 3 * width)
+        else:
+            self.qkv = qkv
         self.proj = _linear(attn.proj.weight, attn.proj.bias)
         if gamma is not None:
             _scale_rows(self.proj, gamma)
 
-    def attend(self, tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention ``[batch, heads, q, n]`` and values ``[batch, heads, n, head_dim]``."""
-        q = self.q_norm(self._split(self.q(queries)))
-        k = self.k_norm(self._split(self.k(tokens)))
-        v = self._split(self.v(tokens))
+    def attend(self, tokens: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attention ``[batch, heads, q, n]`` and values ``[batch, heads, n, head_dim]``.
+
+        Of all ``[batch, n, dim]`` tokens, or with ``one_query`` of that one.
+        """
+        width = self.heads * self.head_dim
+        if query is None:
+            x = self.qkv(tokens)
+            q, x = x[..., :width], x[..., width:]
+        else:
+            q, x = self.q(query), self.kv(tokens)
+            q = q.unsqueeze(1) if q.ndim == 2 else q
+        k, v = x[..., :width], x[..., width:]
+        q, k, v = self.q_norm(self._split(q)), self.k_norm(self._split(k)), self._split(v)
         if self.scale != 1:
             q = q * self.scale
         return (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1), v.transpose(1, 2)
 
-    def project(self, probabilities: Tensor, values: Tensor) -> Tensor:
-        """What the attention adds to the queries' tokens, ``[batch, q, dim]``."""
-        x = (probabilities @ values).transpose(1, 2).flatten(2)  # [b, h, q, hd] -> [b, q, h*hd]
-        x = self.proj(self.norm(x))
-        return x
+    def project(self, probabilities: Tensor, values: Tensor, *, flat: bool = False) -> Tensor:
+        """What the attention adds to the queries' tokens, in the queries' shape."""
+        x = (probabilities @ values).transpose(1, 2)  # [b, h, q, hd] -> [b, q, h, hd]
+        x = x.flatten(1) if flat else x.flatten(2)
+        y: Tensor = self.proj(self.norm(x))
+        return y
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_dim))  # [b, n, h, hd]
@@ -135,7 +181,11 @@ class DeployedMlp(nn.Module):
             _scale_rows(self.fc2, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc2(self.norm(self.act(self.fc1(x))))
+        return self.finish(self.fc1(x))
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """What follows the first linear layer."""
+        y: Tensor = self.fc2(self.norm(self.act(hidden)))
         return y
 
 
@@ -189,6 +239,11 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return layer
+
+
+def _rows(layer: nn.Linear, start: int, end: int) -> nn.Linear:
+    """A layer that gives some of another's outputs."""
+    return _linear(layer.weight[start:end], None if layer.bias is None else layer.bias[start:end])
 
 
 def _copy_conv(conv: nn.Conv2d) -> nn.Conv2d:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_hybrid import make_model, write_pictures
 
-from hybrid_export.graph import DeploymentGraph, graph_outputs
+from hybrid_export.graph import DeploymentGraph
 from hybrid_export.onnx_file import save, to_onnx
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import save_checkpoint
@@ -17,7 +17,7 @@ from hybrid_train.model import HybridClassifier
 @pytest.fixture(scope="session")
 def tiny() -> tuple[HybridClassifier, ModelSpec]:
     model, spec = make_model()
-    return model, spec.replace(outputs=graph_outputs(spec))
+    return model, spec.replace(outputs=DeploymentGraph(model, spec).outputs(spec))
 
 
 @pytest.fixture(scope="session")

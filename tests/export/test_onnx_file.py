@@ -52,7 +52,7 @@ def test_operators_are_plain(tiny, tiny_onnx):
     )
     assert model.graph.node[0].op_type == "Cast", "uint8 must go straight into a Cast"
     assert {node.domain for node in model.graph.node} == {""}
-    assert any(n.name == "/vit.blocks.3.attn.q/MatMul" for n in model.graph.node)
+    assert any(n.name == "/vit.blocks.3.attn.qkv/MatMul" for n in model.graph.node)
 
 
 def test_describes_itself(tiny, tiny_onnx):

@@ -7,8 +7,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from hybrid_export.limits import LIMITS
+from hybrid_export.measures import auroc, logit_scale, one_pair, top1_flips
 from hybrid_export.onnx_file import load, save
-from hybrid_export.parity import Reference, auroc, certify, logit_scale, top1_flips
+from hybrid_export.parity import Reference, certify
 from hybrid_export.runners import Runner, pytorch, session
 from hybrid_export.verification import load_verification
 
@@ -153,3 +154,8 @@ def test_a_flip_counts_only_where_pytorch_was_clear():
     got = np.array([[0.0, 1.0], [0.999, 1.0], [0.0, 1.0]], np.float32)
     assert top1_flips(got, expected, tie=4e-3).tolist() == [True, False, False]
     assert top1_flips(got, expected, tie=0.0).tolist() == [True, True, False]
+
+
+def test_one_pair_is_the_step_of_an_auroc():
+    assert one_pair(np.array([0, 0, 1, 1, 1, -1])) == pytest.approx(1 / 6)
+    assert one_pair(np.array([1, 1])) == 0

@@ -1,0 +1,46 @@
+"""The heatmaps by PyTorch's autograd on the trained network itself: what the graph must equal."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybrid_train.model import HybridClassifier
+
+
+def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """``heatmap_vit`` and ``heatmap_cnn`` for the predicted class of uint8 NHWC images."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    attention = model.vit.blocks[-1].attn
+    seen: list[Tensor] = []
+
+    def keep(_module: object, args: tuple[Tensor, ...]) -> None:
+        args[0].retain_grad()
+        seen.append(args[0])
+
+    fused, attention.fused_attn = attention.fused_attn, False
+    handle = attention.attn_drop.register_forward_pre_hook(keep)
+    try:
+        with torch.enable_grad():
+            pixels.requires_grad_()
+            vit = model.vit(model.vit_norm(pixels))
+            feature_map = model.cnn.forward_features(model.cnn_norm(pixels))
+            feature_map.retain_grad()
+            cnn = model.cnn.forward_head(feature_map, pre_logits=True)
+            logits = model.head(torch.cat((vit, cnn), dim=1))
+            logits.amax(1).sum().backward()
+    finally:
+        handle.remove()
+        attention.fused_attn = fused
+        model.zero_grad(set_to_none=True)
+    (weights,) = seen
+    assert weights.grad is not None
+    assert feature_map.grad is not None
+    row = (weights.grad[:, :, 0] * weights[:, :, 0]).relu().mean(1)  # [batch, n]
+    grid = model.vit.patch_embed.grid_size
+    heat_vit = row[:, model.vit.num_prefix_tokens :].unflatten(1, grid)
+    channel_weights = feature_map.grad.mean((2, 3), keepdim=True)
+    heat_cnn = (channel_weights * feature_map).sum(1).relu()
+    return {"heatmap_vit": heat_vit.detach().numpy(), "heatmap_cnn": heat_cnn.detach().numpy()}

@@ -1,0 +1,107 @@
+"""Heatmaps of the graph against PyTorch's autograd on the network itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from tiny_hybrid import make_model
+from torch import nn
+
+from hybrid_export.explain import gelu_gradient, layer_norm_gradient
+from hybrid_export.graph import DeployedCnn, DeploymentGraph
+from hybrid_export.heatmap_reference import heatmaps
+from hybrid_export.interpreter import Interpreter
+from hybrid_export.measures import heatmap_correlation
+from hybrid_export.onnx_file import save, to_onnx
+from hybrid_export.precision import to_half
+from hybrid_export.receipt import graph_receipt
+from hybrid_export.runners import pytorch, session
+from hybrid_rt.errors import ExportError
+
+NAMES = ("heatmap_vit", "heatmap_cnn")
+
+
+def pixels(count: int = 3, size: int = 48) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def explained(tiny, tmp_path_factory):
+    model, spec = tiny
+    graph = DeploymentGraph(model, spec, explain=True)
+    spec = spec.replace(outputs=graph.outputs(spec))
+    onnx_model = to_onnx(graph, spec)
+    path = save(onnx_model, tmp_path_factory.mktemp("explained") / "model.onnx")
+    return model, spec, graph, onnx_model, path
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_equal_autograd(explained, backend):
+    model, spec, _, _, path = explained
+    expected = heatmaps(model, pixels())
+    got = session(path, spec, backend).run(pixels())
+    for name in NAMES:
+        assert expected[name].max() > 0
+        gap = float(np.abs(got[name] - expected[name]).max() / expected[name].max())
+        assert gap < 1e-4, f"{name}: {gap}"
+
+
+def test_shapes_are_in_the_spec(explained):
+    _, spec, _, _, path = explained
+    got = session(path, spec).run(pixels(2))
+    shapes = {output.name: output.shape[1:] for output in spec.outputs}
+    assert shapes["heatmap_vit"] == (3, 3)
+    for name in NAMES:
+        assert got[name].shape == (2, *shapes[name])
+
+
+def test_the_answers_are_the_same_without(explained, tiny, tiny_onnx):
+    _, spec, _, _, path = explained
+    plain = session(tiny_onnx, tiny[1]).run(pixels())
+    got = session(path, spec).run(pixels())
+    for name, values in plain.items():
+        assert float(np.abs(got[name] - values).max()) < 1e-5
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("bf16", 0.95)])
+def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp_path):
+    model, spec, _, onnx_model, _ = explained
+    expected = pytorch(model, spec).run(pixels(6))
+    typed = to_half(onnx_model, precision)
+    found = heatmap_correlation(Interpreter(typed).run(pixels(6)), expected)
+    assert found >= least, found
+    receipt = graph_receipt(save(typed, tmp_path / "typed.onnx"))
+    share = receipt["weight_share"]["float16" if precision == "fp16" else "bfloat16"]
+    assert share > 0.95, "running backwards must share the weights"
+
+
+def test_weights_are_not_stored_twice(explained, tiny_onnx):
+    *_, path = explained
+    assert path.stat().st_size < tiny_onnx.stat().st_size * 1.02 + 40_000
+
+
+def test_layer_norm_gradient():
+    norm = nn.LayerNorm(7)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(4, 7, requires_grad=True)
+    upstream = torch.randn(4, 7)
+    (expected,) = torch.autograd.grad(norm(x), x, upstream)
+    assert torch.allclose(layer_norm_gradient(norm, x, upstream), expected, atol=1e-6)
+
+
+def test_gelu_gradient():
+    x = torch.linspace(-5, 5, 101, requires_grad=True)
+    (expected,) = torch.autograd.grad(nn.functional.gelu(x).sum(), x)
+    assert torch.allclose(gelu_gradient(x), expected, atol=1e-6)
+
+
+def test_a_cnn_that_is_not_mean_pooled_is_refused():
+    cnn = timm.create_model("test_convnext", num_classes=0, global_pool="avg").eval()
+    nn.init.normal_(cnn.head.norm.weight)
+    assert not DeployedCnn(cnn, torch.rand(2, 3, 64, 64)).mean_pooled
+    model, spec = make_model(cnn="test_convnext")
+    nn.init.normal_(model.cnn.head.norm.weight)
+    with pytest.raises(ExportError, match=r"mean of its last map; try resnet50"):
+        DeploymentGraph(model, spec, explain=True)

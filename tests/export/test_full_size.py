@@ -1,0 +1,83 @@
+"""The network of the original notebook at full size: ViT-B/16 + ResNet50, 224 pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_hybrid import enliven
+
+from hybrid_export.cli import main
+from hybrid_export.heatmap_reference import heatmaps
+from hybrid_export.runners import pytorch, session
+from hybrid_export.tensorrt import why_no_tensorrt
+from hybrid_rt.bundle import Bundle
+from hybrid_rt.spec import Head, ModelSpec, Preprocess
+from hybrid_train.checkpoint import save_checkpoint
+from hybrid_train.model import HybridClassifier, describe_branches
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The network, and its export with everything that is quick."""
+    folder = tmp_path_factory.mktemp("full")
+    vit, cnn = describe_branches("vit_base_patch16_224", "resnet50", (224, 224))
+    spec = ModelSpec(
+        classes=("0", "1", "2", "3"), preprocess=Preprocess(), vit=vit, cnn=cnn, head=Head()
+    )
+    model = HybridClassifier(spec).eval()
+    enliven(model, spec, gain=0.5)
+    save_checkpoint(folder / "best.safetensors", model, spec)
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(8):
+        coarse = rng.integers(0, 256, (4 + i, 5, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((300, 260)).save(folder / "images" / f"{i}.png")
+    plans = ["--no-tensorrt"]
+    if why_no_tensorrt("tensorrt_rtx", ahead_of_time=True) is None:
+        plans = ["--tensorrt-rtx", "SM89"]
+    arguments = [str(folder / "best.safetensors"), "--output", str(folder / "out"), "--explain"]
+    assert main([*arguments, "--verify", str(folder / "images"), "--fp16", *plans]) == 0
+    return folder / "out", model, plans
+
+
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+
+
+def test_fp32_equals_pytorch(full):
+    output, model, _ = full
+    spec = Bundle.load(output).spec
+    expected = pytorch(model, spec).run(images())
+    got = session(output / "model.onnx", spec).run(images())
+    gap = float(np.abs(got["logits"] - expected["logits"]).max())
+    assert gap <= 1e-4, gap
+    assert (got["logits"].argmax(1) == expected["logits"].argmax(1)).all()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_heatmaps_equal_autograd(full, backend):
+    output, model, _ = full
+    expected = heatmaps(model, images())
+    got = session(output / "model.onnx", Bundle.load(output).spec, backend).run(images())
+    for name, values in expected.items():
+        gap = float(np.abs(got[name] - values).max() / values.max())
+        assert gap <= 1e-4, f"{name}: {gap}"
+
+
+def test_fp16_is_half_the_size_and_certified(full):
+    output, _, plans = full
+    bundle = Bundle.load(output)
+    fp32, fp16 = bundle.files["model.onnx"], bundle.files["model.fp16.onnx"]
+    assert fp16.certified
+    assert fp16.certificate["features_cosine_min"] >= 0.9999
+    assert fp16.certificate["heatmaps_correlation_min"] >= 0.99
+    assert fp16.receipt["weight_share"]["float16"] >= 0.95
+    assert fp16.bytes < 0.52 * fp32.bytes
+    if plans[0] == "--no-tensorrt":
+        pytest.skip("TensorRT for RTX is not installed: no plan was built")
+    plan = bundle.files["model.sm89.plan"]
+    assert plan.receipt["weight_share"]["float16"] >= 0.95
+    assert plan.bytes < 0.6 * fp32.bytes
