@@ -22,7 +22,8 @@ from hybrid_rt.errors import (
     UsageError,
 )
 from hybrid_rt.explain import Explanation
-from hybrid_rt.results import Decision, Prediction, PredictionError, Predictions
+from hybrid_rt.results import Prediction, PredictionError, Predictions
+from hybrid_rt.rules import Decision
 from hybrid_rt.selftest import SelfTest
 from hybrid_rt.spec import ModelSpec
 

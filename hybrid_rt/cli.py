@@ -6,10 +6,11 @@ hybrid-predict model.onnx scans/ --format csv --output answers.csv
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -18,6 +19,7 @@ from hybrid_rt.backends import BACKENDS
 from hybrid_rt.errors import BackendError, HybridError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.progress import progress
+from hybrid_rt.rules import RuleArguments, parse_threshold
 from hybrid_rt.sources import expand
 from hybrid_rt.tables import csv_lines, json_lines, jsonl_lines, text_lines
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _EXAMPLE = """\
 example:
   hybrid-predict model.onnx scan.dcm photos/ --format csv --output answers.csv
+  hybrid-predict model.onnx scan.dcm --coverage 0.9 --threshold 0.3 --abstain
 
 exit codes: 0 done, 1 a picture or the machine failed, 2 wrong usage or a bad model file
 """
@@ -64,6 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=("table", "json", "jsonl", "csv"), default="table")
     add("--output", metavar="FILE", type=Path, help="write there, whole or not at all")
     add("--explain", metavar="DIR", type=Path, help="write heatmap overlays as PNG there")
+    add("--coverage", type=float, metavar="X", help="add a set of labels that covers the true one")
+    add(
+        "--coverage-by",
+        choices=("class", "picture"),
+        default="class",
+        help="count it within each class or over all pictures (default: class)",
+    )
+    add("--threshold", metavar="X", help="decide at this probability, or CLASS=X")
+    add("--abstain", action="store_true", help="no answer for pictures unlike the training data")
     add("--device", default="auto", help="auto, cpu or cuda:0 (default: auto)")
     add("--backend", choices=tuple(BACKENDS), help="default: chosen from the file and machine")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="for OpenVINO")
@@ -108,9 +120,26 @@ def _run(args: argparse.Namespace) -> int:
 
 def _predict(engine: HybridEngine, paths: list[Path], args: argparse.Namespace) -> int:
     failed: list[str] = []
-    items = _explained(engine, paths, args) if args.explain else _answers(engine, paths, args)
+    rules: RuleArguments = {
+        "coverage": args.coverage,
+        "coverage_by": args.coverage_by,
+        "threshold": None if args.threshold is None else parse_threshold(args.threshold),
+        "abstain": args.abstain,
+    }
+    asked = engine.rules(**rules)
+    if asked.coverage is not None and asked.coverage.note:
+        print(f"hybrid-predict: {asked.coverage.note}", file=sys.stderr)
+    items = (_explained if args.explain else _answers)(engine, paths, args, rules)
     watched = _reported(progress(items, len(paths), label="predict"), failed)
-    lines = {"table": text_lines, "json": json_lines, "jsonl": jsonl_lines, "csv": csv_lines}
+    optional = ["decision"] * (asked.point is not None)
+    optional += ["label_set"] * (asked.coverage is not None)
+    optional += ["novelty", "foreign"] * engine.knows_novelty
+    lines: dict[str, Callable[..., Iterator[str]]] = {
+        "table": text_lines,
+        "json": json_lines,
+        "jsonl": jsonl_lines,
+        "csv": functools.partial(csv_lines, optional=optional),
+    }
     with _opened(args.output) as file:
         for line in lines[args.format](watched, engine.spec):
             file.write(line)
@@ -120,18 +149,18 @@ def _predict(engine: HybridEngine, paths: list[Path], args: argparse.Namespace) 
 
 
 def _answers(
-    engine: HybridEngine, paths: list[Path], args: argparse.Namespace
+    engine: HybridEngine, paths: list[Path], args: argparse.Namespace, rules: RuleArguments
 ) -> Iterator[Prediction | PredictionError]:
-    return engine.stream(paths, float_range=_float_range(args))
+    return engine.stream(paths, float_range=_float_range(args), **rules)
 
 
 def _explained(
-    engine: HybridEngine, paths: list[Path], args: argparse.Namespace
+    engine: HybridEngine, paths: list[Path], args: argparse.Namespace, rules: RuleArguments
 ) -> Iterator[Prediction | PredictionError]:
     from hybrid_rt.explain import Explanation
 
     width = len(str(len(paths)))
-    results = engine.stream_explained(paths, float_range=_float_range(args))
+    results = engine.stream_explained(paths, float_range=_float_range(args), **rules)
     for i, (path, item) in enumerate(zip(paths, results, strict=True)):
         if isinstance(item, Explanation):
             # Two folders may hold files of one name: the position keeps them apart.

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.conformal import By
 from hybrid_rt.errors import HybridError, ImageError, ModelFileError, UsageError
 from hybrid_rt.images import decode, source_name
 from hybrid_rt.opened import OpenModel
 from hybrid_rt.pipeline import Outputs, Result, default_decode_threads, run_pipeline
 from hybrid_rt.results import Prediction, PredictionError, Predictions
+from hybrid_rt.rules import RuleArguments, Rules, make_rules
 from hybrid_rt.sources import is_named, is_one
+from hybrid_rt.spec import OperatingPoint
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Unpack
 
     from hybrid_rt.explain import Explanation
     from hybrid_rt.selftest import SelfTest
@@ -55,6 +59,7 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Prediction: ...
     @overload
     def predict(
@@ -63,6 +68,7 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Predictions: ...
     @overload
     def predict(
@@ -71,6 +77,7 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Any: ...
     def predict(
         self,
@@ -78,6 +85,10 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        coverage: float | None = None,
+        coverage_by: By = "class",
+        threshold: float | OperatingPoint | None = None,
+        abstain: bool = False,
     ) -> Prediction | Predictions:
         """The answer for one picture, or the answers for many.
 
@@ -85,15 +96,24 @@ class HybridEngine(OpenModel):
         gives a Prediction. Many (a list, another iterable, an array ``[N,H,W,C]``) give
         Predictions in their order. ``float_range`` says what black and white are in float
         arrays, such as (0, 1). Raises ImageError that names the picture which cannot be read.
+
+        ``coverage`` 0.9 adds a set of labels that holds the true one for 90% of the pictures of
+        each class (``coverage_by="picture"``: of all pictures together) like those it was
+        calibrated on. ``threshold`` decides in place of the spec's operating point. ``abstain``
+        gives no label to a picture unlike the training pictures. See docs/trust.md; a model that
+        lacks the data for a wish raises ModelFileError, an impossible wish UsageError.
         """
+        asked = self.rules(
+            coverage=coverage, coverage_by=coverage_by, threshold=threshold, abstain=abstain
+        )
         if is_one(imgs):
-            outputs = self.run(self.load(imgs, float_range=float_range)[None])
+            outputs = self._judged(self.load(imgs, float_range=float_range)[None])
             row = {name: values[0] for name, values in outputs.items()}
-            return self._prediction(row, source_name(imgs), imgs, float_range)
+            return self._prediction(row, source_name(imgs), imgs, float_range, asked)
         rows = self._rows(imgs, batch_size, float_range)
         return Predictions(
             [
-                self._prediction(row, _name(source, i), source, float_range)
+                self._prediction(row, _name(source, i), source, float_range, asked)
                 for i, (source, row) in enumerate(rows)
             ]
         )
@@ -122,17 +142,19 @@ class HybridEngine(OpenModel):
         on_error: Literal["yield", "raise"] = "yield",
         decode_threads: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Iterator[Prediction | PredictionError]:
         """Answers for any number of pictures, in order, in constant memory.
 
         Decoding in threads overlaps the model. A picture that cannot be read gives a
         PredictionError in its place, or raises with ``on_error="raise"``. Sources are taken a few
-        batches ahead of the answers.
+        batches ahead of the answers. ``rules`` are predict's coverage, threshold and abstain.
         """
         if on_error not in ("yield", "raise"):
             raise UsageError(f"on_error is {on_error!r}; expected 'yield' or 'raise'")
+        asked = self.rules(**rules)
         results = self._pipeline(sources, batch_size, float_range, decode_threads)
-        return self._stream(results, on_error, float_range)
+        return self._stream(results, on_error, float_range, asked)
 
     def explain(
         self,
@@ -140,15 +162,17 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Explanation | list[Explanation]:
         """Where each branch looked: an Explanation for one picture, a list for many.
 
+        ``rules`` are predict's coverage, threshold and abstain.
         Needs a model exported with ``--explain``; raises ModelFileError for others.
         """
         one = is_one(imgs)
         explanations = []
         for item in self.stream_explained(
-            [imgs] if one else imgs, batch_size=batch_size, float_range=float_range
+            [imgs] if one else imgs, batch_size=batch_size, float_range=float_range, **rules
         ):
             if isinstance(item, PredictionError):
                 raise item.error
@@ -161,12 +185,14 @@ class HybridEngine(OpenModel):
         *,
         batch_size: int | None = None,
         float_range: tuple[float, float] | None = None,
+        **rules: Unpack[RuleArguments],
     ) -> Iterator[Explanation | PredictionError]:
         """Explanations for any number of pictures, in order; errors in place of unreadable ones."""
         from hybrid_rt.explain import Explanation, check_heatmaps
 
         check_heatmaps(self._session.output_names, self._describe_file())
         preprocess = self.spec.preprocess
+        asked = self.rules(**rules)
 
         def explained() -> Iterator[Explanation | PredictionError]:
             # Each picture is read twice, for the model and for people; a file can be read once.
@@ -176,7 +202,7 @@ class HybridEngine(OpenModel):
                 if isinstance(row, HybridError):
                     yield PredictionError(source=_name(source, i), error=row)
                 else:
-                    prediction = self._prediction(row, _name(source, i), source, float_range)
+                    prediction = self._prediction(row, _name(source, i), source, float_range, asked)
                     image = decode(source, preprocess, float_range=float_range)
                     yield Explanation.from_outputs(prediction, row, image, preprocess)
 
@@ -198,6 +224,16 @@ class HybridEngine(OpenModel):
         golden = self._model.bundle.load_golden()
         return run_selftest(golden, self._model.entry, self.spec, self.load, self.run)
 
+    def rules(self, **asked: Unpack[RuleArguments]) -> Rules:
+        """predict's coverage, coverage_by, threshold and abstain, checked against this model.
+
+        Raises ModelFileError where the model lacks the data, UsageError for an impossible wish.
+        """
+        rules = make_rules(self.spec, **asked)
+        if rules.abstain:
+            self.check_novelty()
+        return rules
+
     def _pipeline(
         self,
         sources: Iterable[Any],
@@ -211,7 +247,7 @@ class HybridEngine(OpenModel):
         return run_pipeline(
             sources,
             functools.partial(self.load, float_range=float_range),
-            self.run,
+            self._judged,
             batch_size=batch_size or self._batch_size,
             decode_threads=decode_threads or default_decode_threads(),
             parallel=getattr(self._session, "parallel", 1),
@@ -225,7 +261,7 @@ class HybridEngine(OpenModel):
             size = batch_size or self._batch_size
             for start in range(0, len(imgs), size):
                 batch = imgs[start : start + size]
-                outputs = self.run(np.stack(batch) if isinstance(batch, list) else batch)
+                outputs = self._judged(np.stack(batch) if isinstance(batch, list) else batch)
                 for i, image in enumerate(batch):
                     yield image, {name: values[i] for name, values in outputs.items()}
             return
@@ -245,20 +281,29 @@ class HybridEngine(OpenModel):
         return self._is_pixels(imgs, 4)
 
     def _stream(
-        self, results: Iterator[Result], on_error: str, float_range: tuple[float, float] | None
+        self,
+        results: Iterator[Result],
+        on_error: str,
+        float_range: tuple[float, float] | None,
+        rules: Rules,
     ) -> Iterator[Prediction | PredictionError]:
         for i, (source, row) in enumerate(results):
             if not isinstance(row, HybridError):
                 # Only a path is kept for a notebook's picture: memory must not grow.
                 kept = source if is_named(source) else None
-                yield self._prediction(row, _name(source, i), kept, float_range)
+                yield self._prediction(row, _name(source, i), kept, float_range, rules)
             elif on_error == "raise":
                 raise row
             else:
                 yield PredictionError(source=_name(source, i), error=row)
 
     def _prediction(
-        self, row: Outputs, name: str, source: Any, float_range: tuple[float, float] | None
+        self,
+        row: Outputs,
+        name: str,
+        source: Any,
+        float_range: tuple[float, float] | None,
+        rules: Rules,
     ) -> Prediction:
         picture = None
         if source is not None and not hasattr(source, "read"):
@@ -266,7 +311,13 @@ class HybridEngine(OpenModel):
                 decode, source, self.spec.preprocess, float_range=float_range
             )
         return Prediction.from_outputs(
-            self.spec, row["probabilities"], row["logits"], name, picture
+            self.spec,
+            row["probabilities"],
+            row["logits"],
+            name,
+            picture,
+            rules=rules,
+            novelty=float(row["novelty"]) if "novelty" in row else None,
         )
 
 

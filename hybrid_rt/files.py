@@ -20,6 +20,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of bytes as hexadecimal text."""
+    return hashlib.sha256(data).hexdigest()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside ``path`` to write to; becomes ``path`` when the block ends without an error.

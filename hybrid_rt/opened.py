@@ -17,8 +17,9 @@ from hybrid_rt.about import engine_info
 from hybrid_rt.backends import Session, SessionOptions, open_session
 from hybrid_rt.bundle import Bundle
 from hybrid_rt.choosing import ModelFile, find_model
-from hybrid_rt.errors import BackendError, ImageError, UsageError
+from hybrid_rt.errors import BackendError, ImageError, ModelFileError, UsageError
 from hybrid_rt.images import load_pixels, source_name
+from hybrid_rt.novelty import Novelty, why_missing
 from hybrid_rt.pipeline import Outputs, Pixels
 from hybrid_rt.spec import ModelSpec
 
@@ -99,6 +100,8 @@ class OpenModel:
         self._pixels_shape = (size.height, size.width, 3)
         # Pixels of this shape need no further step, unless a crop looks at their content.
         self._identity = size.crop == "none"
+        self._folder = None if model is None else model.path.parent
+        self._novelty = None if self._folder is None else Novelty.load(self._folder, spec)
 
     def load(self, source: Any, *, float_range: tuple[float, float] | None = None) -> Pixels:
         """One picture as the model's input, uint8 ``[H,W,3]``. Raises ImageError."""
@@ -134,6 +137,23 @@ class OpenModel:
         if not images.flags.c_contiguous:
             images = np.ascontiguousarray(images)
         return self._session.run(images)
+
+    @property
+    def knows_novelty(self) -> bool:
+        """Whether predictions come with a novelty: the model knows its training pictures."""
+        return self._novelty is not None
+
+    def check_novelty(self) -> None:
+        """Raise ModelFileError, with what to do, where predictions come without a novelty."""
+        if self._novelty is None:
+            raise ModelFileError(why_missing(self.spec.extras, self._folder))
+
+    def _judged(self, images: Pixels) -> Outputs:
+        """What ``run`` gives, and each picture's ``novelty`` ``[N]`` where the model has it."""
+        outputs = self.run(images)
+        if self._novelty is not None:
+            outputs["novelty"] = self._novelty.score(outputs["features"])
+        return outputs
 
     @property
     def batch_size(self) -> int:

@@ -14,30 +14,16 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.conformal import CoverageRule
 from hybrid_rt.errors import HybridError, ModelFileError
-from hybrid_rt.spec import ModelSpec, OperatingPoint
+from hybrid_rt.rules import Decision, Rules
+from hybrid_rt.spec import ModelSpec
 from hybrid_rt.tables import csv_lines, jsonl_lines, to_html, to_row, write_text
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _THUMBNAIL = 256  # pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """A probability held against the spec's operating point; true where it is positive."""
-
-    positive: str
-    threshold: float
-    is_positive: bool
-    criterion: str
-
-    def __bool__(self) -> bool:
-        return self.is_positive
-
-    def __str__(self) -> str:
-        return self.positive if self.is_positive else f"not {self.positive}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,14 +33,25 @@ class Prediction:
     ``probabilities`` maps every class, in the spec's order, to its probability; ``logits`` is
     float32 ``[classes]``, before temperature and softmax; ``source`` names the picture. A notebook
     shows the picture beside the answer.
+
+    ``decision`` is there where the spec or the caller gave a threshold, ``label_set`` (most
+    probable label first) and its rule ``coverage`` where the caller asked for a coverage,
+    ``novelty`` and ``foreign`` where the model knows its training pictures: a novelty above 1
+    means a picture unlike them. Where the caller asked to abstain, a foreign picture has no
+    label, probability, decision or label set: they are None, and only the raw ``probabilities``
+    and ``logits`` are left for an audit.
     """
 
-    label: str
-    probability: float
+    label: str | None
+    probability: float | None
     probabilities: Mapping[str, float]
     logits: NDArray[np.float32]
     source: str
     decision: Decision | None = None
+    label_set: tuple[str, ...] | None = None
+    coverage: CoverageRule | None = None
+    novelty: float | None = None
+    foreign: bool | None = None
     picture: Callable[[], Image.Image] | None = field(default=None, repr=False)
 
     @classmethod
@@ -65,8 +62,14 @@ class Prediction:
         logits: NDArray[np.float32],
         source: str,
         picture: Callable[[], Image.Image] | None = None,
+        *,
+        rules: Rules | None = None,
+        novelty: float | None = None,
     ) -> Prediction:
-        """From one row of the graph's outputs, ``[classes]`` each."""
+        """From one row of the graph's outputs, ``[classes]`` each.
+
+        ``rules`` are those of make_rules; by default the spec's operating point decides.
+        """
         if probabilities.shape != (len(spec.classes),):
             raise ModelFileError(
                 f"the model gives probabilities {probabilities.shape}; its specification has "
@@ -74,15 +77,45 @@ class Prediction:
             )
         values = dict(zip(spec.classes, probabilities.tolist(), strict=True))
         label = spec.classes[int(probabilities.argmax())]
+        rules = rules or Rules(point=spec.operating_point)
+        foreign = None if novelty is None else not novelty <= 1  # also where it is no number
+        if rules.abstain and foreign:
+            return cls(
+                label=None,
+                probability=None,
+                probabilities=values,
+                logits=logits,
+                source=source,
+                novelty=novelty,
+                foreign=foreign,
+                picture=picture,
+            )
         return cls(
             label=label,
             probability=values[label],
             probabilities=values,
             logits=logits,
             source=source,
-            decision=_decide(spec.operating_point, values),
+            decision=rules.decide(values),
+            label_set=rules.label_set(values),
+            coverage=rules.coverage,
+            novelty=novelty,
+            foreign=foreign,
             picture=picture,
         )
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the model gave no answer, the picture being foreign to it."""
+        return self.label is None
+
+    @property
+    def headline(self) -> str:
+        """The answer in a few words, such as "cancer 93.1%"."""
+        if self.label is None:
+            return "abstained: unlike the training pictures"
+        foreign = " (unlike the training pictures)" if self.foreign else ""
+        return f"{self.label} {self.probability:.1%}{foreign}"
 
     def top(self, k: int = 3) -> list[tuple[str, float]]:
         """The ``k`` most probable classes with their probabilities, most probable first."""
@@ -105,6 +138,15 @@ class Prediction:
                 "threshold": self.decision.threshold,
                 "criterion": self.decision.criterion,
             }
+        if self.label_set is not None and self.coverage is not None:
+            result["label_set"] = list(self.label_set)
+            result["coverage"] = {
+                "wanted": self.coverage.coverage,
+                "by": self.coverage.by,
+                "note": self.coverage.note,
+            }
+        if self.novelty is not None:
+            result |= {"novelty": self.novelty, "foreign": self.foreign}
         return result
 
     def _repr_html_(self) -> str:
@@ -118,8 +160,8 @@ class Prediction:
             with contextlib.suppress(HybridError):  # the file may be gone by now
                 image = f"<img style='max-width:{_THUMBNAIL}px' src='{_data_url(self.picture)}'>"
         return (
-            f"<div style='display:flex;gap:1em'>{image}<div><b>{html.escape(self.label)}</b> "
-            f"{self.probability:.1%}<br><small>{html.escape(self.source)}</small>"
+            f"<div style='display:flex;gap:1em'>{image}<div><b>{html.escape(self.headline)}</b>"
+            f"<br><small>{html.escape(self.source)}</small>"
             f"<table>{bars}</table></div></div>"
         )
 
@@ -158,13 +200,13 @@ class Predictions(Sequence[Prediction]):
         return iter(self._items)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{p.label} {p.probability:.3f}" for p in self._items[:5])
+        shown = ", ".join(p.headline for p in self._items[:5])
         more = f", … {len(self) - 5} more" if len(self) > 5 else ""
         return f"Predictions([{shown}{more}])"
 
     @property
-    def labels(self) -> list[str]:
-        """The most probable class of each picture."""
+    def labels(self) -> list[str | None]:
+        """The most probable class of each picture; None where the model abstained."""
         return [p.label for p in self._items]
 
     @property
@@ -193,17 +235,6 @@ class Predictions(Sequence[Prediction]):
 
     def _repr_html_(self) -> str:
         return to_html(self._items)
-
-
-def _decide(point: OperatingPoint | None, values: Mapping[str, float]) -> Decision | None:
-    if point is None:
-        return None
-    return Decision(
-        positive=point.positive,
-        threshold=point.threshold,
-        is_positive=values[point.positive] >= point.threshold,
-        criterion=point.criterion,
-    )
 
 
 def _data_url(picture: Callable[[], Image.Image]) -> str:

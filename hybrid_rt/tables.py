@@ -20,11 +20,17 @@ from hybrid_rt.spec import ModelSpec
 if TYPE_CHECKING:
     from hybrid_rt.results import Prediction, PredictionError
 
+#: Columns that rows have only where they were asked for or the model can give them.
+OPTIONAL = ("decision", "label_set", "novelty", "foreign")
+
 _TABLE_CLASSES = 6  # more classes than this show as the three most probable
 
 
 def to_row(item: Prediction | PredictionError) -> dict[str, Any]:
-    """Flat columns: source, label, probability, p_<class> for each class, decision, error."""
+    """Flat columns: source, label, probability, p_<class> for each class, OPTIONAL, error.
+
+    The labels of a set are joined by " | ". Label and probability of an abstention are None.
+    """
     from hybrid_rt.results import PredictionError
 
     if isinstance(item, PredictionError):
@@ -37,15 +43,23 @@ def to_row(item: Prediction | PredictionError) -> dict[str, Any]:
     }
     if item.decision is not None:
         row["decision"] = str(item.decision)
+    if item.label_set is not None:
+        row["label_set"] = " | ".join(item.label_set)
+    if item.novelty is not None:
+        row |= {"novelty": item.novelty, "foreign": str(item.foreign).lower()}
     return row
 
 
 def csv_lines(
-    items: Iterable[Prediction | PredictionError], spec: ModelSpec | None = None
+    items: Iterable[Prediction | PredictionError],
+    spec: ModelSpec | None = None,
+    *,
+    optional: Sequence[str] | None = None,
 ) -> Iterator[str]:
     """CSV (RFC 4180) with a header, a line at a time.
 
     With a ``spec`` nothing is held back; without one the columns are taken from the items.
+    ``optional`` are those of OPTIONAL that the rows have, by default what the spec implies.
     """
     rows: Iterable[dict[str, Any]] = map(to_row, items)
     if spec is None:
@@ -53,7 +67,9 @@ def csv_lines(
         columns = _columns(rows)
     else:
         columns = ["source", "label", "probability", *(f"p_{name}" for name in spec.classes)]
-        columns += ["decision"] * (spec.operating_point is not None) + ["error"]
+        if optional is None:
+            optional = ["decision"] * (spec.operating_point is not None)
+        columns += [name for name in OPTIONAL if name in optional] + ["error"]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, columns or ["source"], restval="")
     writer.writeheader()
@@ -126,9 +142,15 @@ def _text_row(item: Prediction | PredictionError) -> dict[str, str]:
     if isinstance(item, PredictionError):
         message = str(item.error).removeprefix(f"{item.source}: ")
         return {"image": item.source, "label": "error", "error": message}
-    row = {"image": item.source, "label": item.label, "probability": f"{item.probability:.4f}"}
+    row = {"image": item.source, "label": item.label or "abstained", "probability": ""}
+    if item.probability is not None:
+        row["probability"] = f"{item.probability:.4f}"
     if item.decision is not None:
         row["decision"] = str(item.decision)
+    if item.label_set is not None:
+        row["label set"] = "{" + ", ".join(item.label_set) + "}"
+    if item.novelty is not None:
+        row["novelty"] = f"{item.novelty:.2f}" + (" foreign" if item.foreign else "")
     if len(item.probabilities) <= _TABLE_CLASSES:
         row |= {f"p({name})": f"{value:.4f}" for name, value in item.probabilities.items()}
     else:

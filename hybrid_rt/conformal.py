@@ -1,0 +1,188 @@
+"""Sets of labels that hold the true one as often as asked: split conformal prediction.
+
+The calibration data are the probabilities that the model gave the true class of pictures it was
+not trained on. A label is in the set where its probability is at least what all but the wanted
+share of those pictures reach (score 1 - p of Sadinle, Lei and Wasserman, JASA 2019; finite-sample
+ranks as in Angelopoulos and Bates, "Conformal Prediction: A Gentle Introduction", 2023).
+
+    rule = Conformal.of(spec).rule(0.9)
+    rule.labels({"no cancer": 0.7, "cancer": 0.3})  # ("no cancer", "cancer")
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from hybrid_rt.errors import ModelFileError, SpecError, UsageError
+from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+
+#: Where the calibration data lie in ModelSpec.extras.
+EXTRAS_KEY = "conformal"
+
+#: What a coverage is counted over: the pictures of each class, or all pictures.
+By = Literal["class", "picture"]
+
+_FIELDS = ("method", "calibrated_on", "groups", "pictures", "classes")
+_ROUNDING = 1e-9  # (n + 1) * 0.9 may come out a hair above a whole number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTable:
+    """Order statistics of the true class's probability over ``count`` calibration pictures.
+
+    ``probabilities[i]``, falling, is the ``ranks[i]``-th largest; ``ranks`` None means all of
+    them: 1, 2, … count. A rank that was left out is answered by the next one, whose probability
+    is lower: sets grow, coverage is kept.
+    """
+
+    count: int
+    probabilities: tuple[float, ...]
+    ranks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        ranks = range(1, self.count + 1) if self.ranks is None else self.ranks
+        if len(ranks) != len(self.probabilities):
+            raise SpecError(
+                f"conformal table has {len(self.probabilities)} probabilities; expected one for "
+                f"each of its {len(ranks)} ranks"
+            )
+        if any(not 0 <= p <= 1 for p in self.probabilities) or any(
+            a < b for a, b in zip(self.probabilities, self.probabilities[1:], strict=False)
+        ):
+            raise SpecError("conformal table's probabilities; expected falling numbers in 0 to 1")
+        if self.ranks and (
+            self.ranks[0] < 1
+            or self.ranks[-1] != self.count
+            or any(a >= b for a, b in zip(self.ranks, self.ranks[1:], strict=False))
+        ):
+            raise SpecError(f"conformal table's ranks; expected rising ones up to {self.count}")
+        if self.count < 0 or (self.count and not self.probabilities):
+            raise SpecError(f"conformal table has no entry for {self.count} pictures")
+
+    def threshold(self, coverage: float) -> float | None:
+        """The probability that the ceil((count + 1) * coverage)-th picture reaches.
+
+        None where there are too few pictures for that coverage.
+        """
+        rank = math.ceil((self.count + 1) * coverage - _ROUNDING)
+        if rank > self.count:
+            return None
+        if self.ranks is None:
+            return self.probabilities[max(rank, 1) - 1]
+        return self.probabilities[bisect.bisect_left(self.ranks, rank)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageRule:
+    """One coverage made ready: a label is in the set where it reaches its class's threshold.
+
+    ``short`` names the classes with too few calibration pictures for this coverage: they are in
+    every set. The most probable label is in every set, so that none is empty.
+    """
+
+    coverage: float
+    by: By
+    thresholds: Mapping[str, float]
+    short: tuple[str, ...] = ()
+
+    def labels(self, probabilities: Mapping[str, float]) -> tuple[str, ...]:
+        """The set for one picture's probabilities, most probable label first."""
+        ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+        return tuple(
+            name for i, (name, p) in enumerate(ranked) if i == 0 or p >= self.thresholds[name]
+        )
+
+    @property
+    def note(self) -> str:
+        """What a reader of the sets must know, or an empty text."""
+        if not self.short:
+            return ""
+        needed = math.ceil(self.coverage / (1 - self.coverage) - _ROUNDING)
+        what = "all labels are" if self.by == "picture" else f"{' and '.join(self.short)} is"
+        return (
+            f"{what} in every set: a coverage of {self.coverage:g} needs {needed} calibration "
+            f"pictures{'' if self.by == 'picture' else ' of a class'}, and there were fewer"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformal:
+    """A model's calibration data, read from ``spec.extras["conformal"]``.
+
+    ``labels`` are the spec's classes, ``pictures`` is the table of all calibration pictures.
+    ``classes`` has one table for each class, or is empty where there are too many classes to
+    keep them; ``groups`` is how many patients the pictures are of, where that is known.
+    """
+
+    labels: tuple[str, ...]
+    pictures: RankTable
+    classes: Mapping[str, RankTable] = field(default_factory=dict)
+    groups: int | None = None
+    calibrated_on: str = "validation"
+    method: Literal["lac"] = "lac"
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Conformal:
+        """Read and check a spec's data.
+
+        Raises ModelFileError where it has none, SpecError where they are nonsense.
+        """
+        data = spec.extras.get(EXTRAS_KEY)
+        if data is None:
+            raise ModelFileError(
+                "this model has no calibration data for sets of labels; train it again with this "
+                "version of hybrid-train, which keeps them, and export it"
+            )
+        path = f"extras.{EXTRAS_KEY}"
+        if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
+            raise SpecError(f"{path}; expected an object with {', '.join(_FIELDS)}")
+        if data["method"] != "lac":
+            raise SpecError(f"{path}.method is {data['method']!r}; this hybrid-rt knows 'lac'")
+        tables = data["classes"]
+        if not isinstance(tables, Mapping) or (tables and set(tables) != set(spec.classes)):
+            raise SpecError(f"{path}.classes; expected a table for each of {spec.classes}")
+        groups = data["groups"]
+        if groups is not None and (type(groups) is not int or groups < 1):
+            raise SpecError(f"{path}.groups is {groups!r}; expected a positive number or null")
+        return cls(
+            labels=spec.classes,
+            pictures=_from_plain(RankTable, data["pictures"], f"{path}.pictures"),
+            classes={
+                name: _from_plain(RankTable, tables[name], f"{path}.classes[{name!r}]")
+                for name in (spec.classes if tables else ())
+            },
+            groups=groups,
+            calibrated_on=str(data["calibrated_on"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for ``spec.extras["conformal"]``."""
+        return {name: _to_plain(getattr(self, name)) for name in _FIELDS}
+
+    def rule(self, coverage: float, by: By = "class") -> CoverageRule:
+        """Thresholds for a coverage between 0 and 1; by class, each class has that coverage.
+
+        Raises UsageError for another coverage, and by class where the model has no class tables.
+        """
+        if by not in get_args(By):
+            raise UsageError(f"coverage_by is {by!r}; expected 'class' or 'picture'")
+        if isinstance(coverage, bool) or not isinstance(coverage, (int, float)):
+            raise UsageError(f"coverage is {coverage!r}; expected a number such as 0.9")
+        if not 0 < coverage < 1:
+            raise UsageError(f"coverage is {coverage}; expected above 0 and below 1, such as 0.9")
+        if by == "class" and not self.classes:
+            raise UsageError(
+                "this model has too many classes for a coverage of each; use coverage_by='picture'"
+            )
+        tables = self.classes if by == "class" else dict.fromkeys(self.labels, self.pictures)
+        found = {name: table.threshold(coverage) for name, table in tables.items()}
+        return CoverageRule(
+            coverage=float(coverage),
+            by=by,
+            thresholds={name: value or 0.0 for name, value in found.items()},
+            short=tuple(name for name, value in found.items() if value is None),
+        )

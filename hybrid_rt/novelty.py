@@ -1,0 +1,204 @@
+"""How unlike the training pictures a picture is, by the features the model computes anyway.
+
+A Gaussian is fitted to the training pictures' features; its Mahalanobis distance is the score
+(Lee et al., NeurIPS 2018), with one Gaussian for all classes and a covariance shrunk to a few
+directions and a common rest (Tipping and Bishop, JRSS-B 1999), so that a picture costs one small
+matrix product. Divided by the distance that all but the wanted share of validation pictures stay
+below, it reads by itself: above 1 is foreign.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_rt.errors import DigestError, ModelFileError, SpecError
+from hybrid_rt.files import atomic_path, sha256_bytes
+from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+
+#: Where the entry lies in ModelSpec.extras, and the file beside checkpoint and model.
+EXTRAS_KEY = "novelty"
+NOVELTY_NAME = "model.novelty.npz"
+
+Floats = NDArray[np.float32]
+
+_MAX_BYTES = 256 << 20
+_ARRAYS = ("mean", "scale", "basis", "variances", "rest", "reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoveltyEntry:
+    """What the spec says of the file: ``spec.extras["novelty"]``.
+
+    ``false_alarms`` is the share of pictures like the validation pictures that are called foreign.
+    """
+
+    file: str
+    sha256: str
+    false_alarms: float
+    method: Literal["mahalanobis"] = "mahalanobis"
+
+    def __post_init__(self) -> None:
+        if not self.file or self.file.startswith(".") or any(c in self.file for c in "/\\\0"):
+            raise SpecError(f"novelty.file is {self.file[:60]!r}; expected a plain file name")
+        if len(self.sha256) != 64 or any(c not in "0123456789abcdef" for c in self.sha256):
+            raise SpecError(
+                f"novelty.sha256 is {self.sha256[:70]!r}; expected 64 hexadecimal digits"
+            )
+        if not 0 < self.false_alarms < 1:
+            raise SpecError(
+                f"novelty.false_alarms is {self.false_alarms}; expected between 0 and 1"
+            )
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> NoveltyEntry | None:
+        """A spec's entry, or None where it has none. Raises SpecError for nonsense."""
+        data = spec.extras.get(EXTRAS_KEY)
+        return None if data is None else _from_plain(cls, data, f"extras.{EXTRAS_KEY}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for ``spec.extras["novelty"]``."""
+        return dict(_to_plain(self))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Novelty:
+    """The fitted Gaussian and the validation pictures' distances.
+
+    ``mean`` and ``scale`` ``[F]`` standardize features; ``basis`` ``[k, F]`` holds orthonormal
+    directions with ``variances`` ``[k]``; ``rest`` ``[1]`` is the variance of all others.
+    ``reference`` ``[n]`` are the distances of validation pictures, rising. All float32.
+    """
+
+    mean: Floats
+    scale: Floats
+    basis: Floats
+    variances: Floats
+    rest: Floats
+    reference: Floats
+    false_alarms: float = 0.01
+
+    def __post_init__(self) -> None:
+        size, kept = self.mean.size, self.basis.shape[0] if self.basis.ndim == 2 else -1
+        expected = {
+            "mean": (size,),
+            "scale": (size,),
+            "basis": (kept, size),
+            "variances": (kept,),
+            "rest": (1,),
+            "reference": (self.reference.size,),
+        }
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+                raise ModelFileError(
+                    f"novelty {name} is {array.dtype} {array.shape}; expected finite float32 "
+                    f"{shape}"
+                )
+        if not self.reference.size or (np.diff(self.reference) < 0).any():
+            raise ModelFileError("novelty reference; expected distances that rise, at least one")
+        if any((getattr(self, n) <= 0).any() for n in ("scale", "variances", "rest")):
+            raise ModelFileError("novelty scale, variances and rest; expected positive numbers")
+        if self.threshold <= 0:
+            raise ModelFileError("novelty threshold is 0; expected a positive distance")
+
+    def distances(self, features: NDArray[Any]) -> Floats:
+        """Mahalanobis distances ``[n]`` of features ``[n, F]``, divided by sqrt(F)."""
+        with np.errstate(all="ignore"):  # features that are not finite are foreign, see score
+            centred = (np.asarray(features, np.float32) - self.mean) / self.scale
+            along = centred @ self.basis.T  # [n, k]
+            rest = np.maximum((centred**2).sum(1) - (along**2).sum(1), 0)
+            squared = (along**2 / self.variances).sum(1) + rest / self.rest
+            distances: Floats = np.sqrt(squared / np.float32(self.mean.size))
+        return distances
+
+    @property
+    def threshold(self) -> float:
+        """The distance that is foreign.
+
+        With n validation pictures it is the ceil((n + 1) * (1 - false_alarms))-th smallest of
+        theirs, so that a further picture like them exceeds it at most that often (Bates et al.,
+        Annals of Statistics 2023); the largest, where they are too few for that.
+        """
+        count = len(self.reference)
+        rank = min(math.ceil((count + 1) * (1 - self.false_alarms) - 1e-9), count)
+        return float(self.reference[rank - 1])
+
+    def score(self, features: NDArray[Any]) -> Floats:
+        """Distances ``[n]`` in units of the threshold: above 1 is foreign; finite."""
+        scores = self.distances(features) / np.float32(self.threshold)
+        worst = float(np.finfo(np.float32).max)
+        finite: Floats = np.nan_to_num(scores, nan=worst, posinf=worst)
+        return finite
+
+    def save(self, path: str | os.PathLike[str]) -> NoveltyEntry:
+        """Write the npz file, whole or not at all; returns what the spec says of it."""
+        path = Path(path)
+        buffer = io.BytesIO()
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        np.savez(buffer, allow_pickle=False, **arrays)
+        data = buffer.getvalue()
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+        return NoveltyEntry(
+            file=path.name, sha256=sha256_bytes(data), false_alarms=self.false_alarms
+        )
+
+    @classmethod
+    def load(cls, folder: Path, spec: ModelSpec) -> Novelty | None:
+        """The file that a spec names in ``folder``; None where it names none or it is not there.
+
+        Raises DigestError where the file is another one, ModelFileError where it does not fit.
+        """
+        entry = NoveltyEntry.of(spec)
+        if entry is None:
+            return None
+        path = folder / entry.file
+        try:
+            if path.stat().st_size > _MAX_BYTES:
+                raise ModelFileError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise ModelFileError(f"{path} cannot be read ({err.strerror})") from err
+        if sha256_bytes(data) != entry.sha256:
+            raise DigestError(
+                f"{path} is not the file that the model's specification names (SHA-256 "
+                f"{sha256_bytes(data)[:12]}…, expected {entry.sha256[:12]}…); copy the whole "
+                "bundle again or export it again"
+            )
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in _ARRAYS}
+            novelty = cls(**found, false_alarms=entry.false_alarms)
+        except ModelFileError as err:
+            raise ModelFileError(f"{path}: {err}") from err
+        except Exception as err:  # zipfile and numpy raise a dozen kinds on damaged input
+            raise ModelFileError(f"{path} is not a novelty file: {err}") from err
+        if novelty.mean.size != spec.num_features:
+            raise ModelFileError(
+                f"{path} is for {novelty.mean.size} features; the model has {spec.num_features}: "
+                "export it again"
+            )
+        return novelty
+
+
+def why_missing(extras: Mapping[str, Any], folder: Path | None) -> str:
+    """What to do about a model that cannot tell foreign pictures."""
+    if EXTRAS_KEY not in extras:
+        return (
+            "this model does not know its training pictures, so it cannot abstain; train it again "
+            "with this version of hybrid-train, which keeps what is needed, and export it"
+        )
+    name = extras[EXTRAS_KEY]["file"]
+    where = "beside the model" if folder is None else f"in {folder}"
+    return f"{name} is not {where}, so the model cannot abstain; copy the whole bundle"
