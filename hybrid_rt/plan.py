@@ -6,6 +6,7 @@ built = build_plan(onnx, "model.plan", compute_capabilities=["SM89"])  # TensorR
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -185,8 +186,8 @@ def _run_worker(
             os.close(writer)
         try:
             assert worker.stdin is not None
-            with worker.stdin as stdin:
-                stdin.write(json.dumps(asdict(request)).encode())
+            with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
+                stdin.write(json.dumps(asdict(request)).encode())  # it may have died already
             for line in events:
                 event = json.loads(line)
                 if "log" in event:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in installed_libraries(),
-    reason="needs TensorRT for RTX: pip install -r requirements/tensorrt-rtx.txt",
+    reason="needs TensorRT for RTX: pip install -r requirements/no-deps.txt",
 )
 
 
@@ -160,13 +160,23 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know(tmp_path):
         build_plan(onnx, tmp_path / "model.plan", compute_capabilities=["SM90"])
 
 
-def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch):
+@pytest.mark.parametrize("died_at_once", [False, True])
+def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, died_at_once):
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho terminating inside TensorRT >&2\nkill -SEGV $$\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt_rtx",))
+    if died_at_once:  # before its request is written
+        start = subprocess.Popen
+
+        def start_and_wait(*args, **kwargs):
+            worker = start(*args, **kwargs)
+            worker.wait(60)
+            return worker
+
+        monkeypatch.setattr(plan.subprocess, "Popen", start_and_wait)
     with pytest.raises(ExportError, match=r"ended with SIGSEGV.*terminating inside TensorRT"):
         build_plan(
             onnx,
