@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
     add("--explain", action="store_true", help="add two heatmaps to the outputs")
-    add("--opset", type=int, default=18, metavar="N", help="ONNX opset, 17 to 23 (default: 18)")
+    add("--opset", type=int, default=17, metavar="N", help="ONNX opset, 17 to 23 (default: 17)")
     add("--triton", type=Path, metavar="DIR", help="also write a Triton model repository")
     add("--debug", action="store_true", help="show the traceback of an error")
 

@@ -27,8 +27,9 @@ from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
 
-#: LayerNormalization is one operator from opset 17; TensorRT 8.6 reads 17, the others 18 and up.
-MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 17, 23, 18
+#: LayerNormalization is one operator from opset 17, which every TensorRT from 8.6 on reads; 8.6
+#: reads none above.
+MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 17, 23, 17
 
 _TRACED_OPSET = 18  # the lowest that torch's exporter writes
 _TRACE_BATCH = 2
@@ -95,6 +96,8 @@ def tidy(model: Any, spec: ModelSpec, opset: int) -> Any:
     """The exporter's model with scoped names, plain operators and the spec."""
     _scope_names(model.graph)
     _global_pools(model.graph)
+    if opset < _TRACED_OPSET:
+        _axes_attributes(model.graph)
     prune(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]
@@ -202,6 +205,19 @@ def _global_pools(graph: Any) -> None:
             )
             nodes.append(flat)
     _replace(graph.node, nodes)
+
+
+def _axes_attributes(graph: Any) -> None:
+    """The axes of reductions as attributes, which is how opset 17 has all of them but sums."""
+    constants = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum":
+            continue
+        if len(node.input) == 2 and node.input[1] in constants:
+            axes = numpy_helper.to_array(constants[node.input[1]]).ravel().tolist()
+            kept = [a for a in node.attribute if a.name == "keepdims"]
+            _replace(node.attribute, [*kept, helper.make_attribute("axes", axes)])
+            del node.input[1]
 
 
 def _set_batch_dimension(graph: Any, spec: ModelSpec) -> None:

@@ -24,6 +24,7 @@ from hybrid_export.precision import HalfName, to_half
 from hybrid_export.receipt import SMALLEST_SHARE, WEIGHT_TYPES, graph_receipt
 from hybrid_export.runners import pytorch, session
 from hybrid_export.staging import publish, staging
+from hybrid_export.triton import write_repository
 from hybrid_export.verification import (
     VerificationSet,
     builtin_images,
@@ -79,8 +80,12 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
         _plans(job, no_plan)
         _golden(job)
         bundle = publish(job.bundle, staged, options.output)
+    written = _triton(bundle, source, options)
     for name, entry in bundle.files.items():
         say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
+    if written is not None:
+        command = f"tritonserver --model-repository {shlex.quote(str(options.triton))}"
+        say(f"Wrote {written} for: {command}")
     say(f"Next: {_next_command(bundle, options.output, images.example)}")
     if job.failures:
         written = ", ".join(bundle.files)
@@ -211,6 +216,17 @@ def _check_share(
             f"{name} has {share:.0%} of its weight bytes in {precision}; expected at least "
             f"{SMALLEST_SHARE:.0%}: TensorRT built {receipt['weight_share']}; nothing was written"
         )
+
+
+def _triton(bundle: Bundle, source: Path, options: ExportOptions) -> Path | None:
+    """The Triton model, named like the run, where one was asked for."""
+    if options.triton is None:
+        return None
+    run = source if source.is_dir() else source.parent
+    name = source.stem if source.suffix == ".pth" else run.resolve().name
+    return write_repository(
+        bundle, options.output, options.triton, name=name, max_batch=options.max_batch
+    )
 
 
 def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:

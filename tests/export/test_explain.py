@@ -48,6 +48,15 @@ def test_equal_autograd(explained, backend):
         assert gap < 1e-4, f"{name}: {gap}"
 
 
+@pytest.mark.parametrize("opset", [18, 20])
+def test_equal_autograd_in_other_opsets(explained, tmp_path, opset):
+    model, spec, graph, _, _ = explained
+    path = save(to_onnx(graph, spec, opset=opset), tmp_path / "model.onnx")
+    expected, got = heatmaps(model, pixels()), session(path, spec).run(pixels())
+    for name in NAMES:
+        assert float(np.abs(got[name] - expected[name]).max() / expected[name].max()) < 1e-4
+
+
 def test_shapes_are_in_the_spec(explained):
     _, spec, _, _, path = explained
     got = session(path, spec).run(pixels(2))
