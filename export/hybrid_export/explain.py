@@ -3,15 +3,17 @@
 Autograd does not export, so the head and the class token's way through the last block are run
 backwards by hand. Both maps are for the predicted class and are exact:
 
-- ``heatmap_cnn``: Grad-CAM (Selvaraju et al. 2017) of the last feature map.
+- ``heatmap_cnn``: Grad-CAM (Selvaraju et al. 2017) of the last feature map, of the class's logit.
 - ``heatmap_vit``: the class token's attention of the last block weighted by its gradient, positive
-  part, mean over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5).
+  part, mean over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
+  the class's log-odds. On phantoms that found twice as many lesions as the logit, most of whose
+  gradient says nothing of the decision: a softmax does not see what all logits share.
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,17 @@ HEATMAP_NAMES = ("heatmap_vit", "heatmap_cnn")
 
 #: Gradients are carried at this multiple, so that small ones stay above FP16's subnormals.
 GRADIENT_SCALE = 64.0
+
+
+#: Taken from a logit, it leaves its class no probability, in FP16 too.
+_NEVER = 1e4
+
+
+class HeadGradients(NamedTuple):
+    """GRADIENT_SCALE times a gradient of the features ``[batch, features]``."""
+
+    logit: Tensor  # of the predicted class's logit
+    log_odds: Tensor  # of log(p / (1 - p)), p that class's probability before the temperature
 
 
 class LinearGradient(nn.Module):
@@ -62,14 +75,21 @@ class ExplainedHead(nn.Module):
             LinearGradient(m) if isinstance(m, nn.Linear) else nn.Identity() for m in self.layers
         )
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and GRADIENT_SCALE times d max(logits) / d features, ``[batch, features]``."""
+    def forward(self, features: Tensor) -> tuple[Tensor, HeadGradients]:
+        """Logits of features ``[batch, features]``, and the gradients for the largest logit."""
         values = [features]
         for layer in self.layers:
             values.append(layer(values[-1]))
         logits = values.pop()
         largest = logits.amax(dim=1, keepdim=True)
-        gradient = (logits == largest).to(logits.dtype) * GRADIENT_SCALE  # [batch, classes]
+        chosen = (logits == largest).to(logits.dtype)  # [batch, classes]
+        others = (logits - _NEVER * chosen).softmax(1)  # as if the predicted class were not there
+        gradients = [self._backwards(chosen, values), self._backwards(chosen - others, values)]
+        return logits, HeadGradients(*gradients)
+
+    def _backwards(self, gradient: Tensor, values: list[Tensor]) -> Tensor:
+        """From the gradient of the logits to that of the features, times GRADIENT_SCALE."""
+        gradient = gradient * GRADIENT_SCALE
         steps = zip(self.layers, self.gradients, values, strict=True)
         for layer, backwards, x in reversed(list(steps)):
             if isinstance(layer, nn.Linear):
@@ -78,7 +98,7 @@ class ExplainedHead(nn.Module):
                 gradient = gradient * (x > 0).to(gradient.dtype)
             else:
                 gradient = layer_norm_gradient(cast(nn.LayerNorm, layer), x, gradient)
-        return logits, gradient
+        return gradient
 
 
 class CnnHeatmap(nn.Module):

@@ -69,8 +69,9 @@ class DeploymentGraph(nn.Module):
         feature_map = self.cnn.feature_map(cnn_pixels)
         vit = self.vit.finish(trace.output)  # type: ignore[operator]
         features = torch.cat((vit, self.cnn.pool(feature_map)), dim=1)
-        logits, gradient = self.head(features)
-        of_vit, of_cnn = gradient[:, : vit.shape[1]], gradient[:, vit.shape[1] :]
+        logits, gradients = self.head(features)
+        of_vit = gradients.log_odds[:, : vit.shape[1]]
+        of_cnn = gradients.logit[:, vit.shape[1] :]
         return (
             self._probabilities(logits),
             logits,

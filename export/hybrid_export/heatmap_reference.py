@@ -17,7 +17,6 @@ def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, ND
     seen: list[Tensor] = []
 
     def keep(_module: object, args: tuple[Tensor, ...]) -> None:
-        args[0].retain_grad()
         seen.append(args[0])
 
     fused, attention.fused_attn = attention.fused_attn, False
@@ -27,20 +26,20 @@ def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, ND
             pixels.requires_grad_()
             vit = model.vit(model.vit_norm(pixels))
             feature_map = model.cnn.forward_features(model.cnn_norm(pixels))
-            feature_map.retain_grad()
             cnn = model.cnn.forward_head(feature_map, pre_logits=True)
             logits = model.head(torch.cat((vit, cnn), dim=1))
-            logits.amax(1).sum().backward()
+            (weights,) = seen
+            largest = logits.amax(1)
+            (of_map,) = torch.autograd.grad(largest.sum(), feature_map, retain_graph=True)
+            predicted = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+            others = logits.masked_fill(predicted, -torch.inf).logsumexp(1)
+            (of_weights,) = torch.autograd.grad((largest - others).sum(), weights)
     finally:
         handle.remove()
         attention.fused_attn = fused
-        model.zero_grad(set_to_none=True)
-    (weights,) = seen
-    assert weights.grad is not None
-    assert feature_map.grad is not None
-    row = (weights.grad[:, :, 0] * weights[:, :, 0]).relu().mean(1)  # [batch, n]
+    row = (of_weights[:, :, 0] * weights[:, :, 0]).relu().mean(1)  # [batch, n]
     grid = model.vit.patch_embed.grid_size
     heat_vit = row[:, model.vit.num_prefix_tokens :].unflatten(1, grid)
-    channel_weights = feature_map.grad.mean((2, 3), keepdim=True)
+    channel_weights = of_map.mean((2, 3), keepdim=True)
     heat_cnn = (channel_weights * feature_map).sum(1).relu()
     return {"heatmap_vit": heat_vit.detach().numpy(), "heatmap_cnn": heat_cnn.detach().numpy()}

@@ -220,6 +220,18 @@ def _axes_attributes(graph: Any) -> None:
             del node.input[1]
 
 
+def axes_inputs(graph: Any) -> None:
+    """The axes of reductions as inputs, which is how opset 18 and later have them."""
+    for node in graph.node:
+        found = [a for a in node.attribute if a.name == "axes"]
+        if not node.op_type.startswith("Reduce") or not found:
+            continue
+        name = f"{node.name}/axes"
+        graph.initializer.append(numpy_helper.from_array(np.array(found[0].ints, np.int64), name))
+        node.input.append(name)
+        node.attribute.remove(found[0])
+
+
 def _set_batch_dimension(graph: Any, spec: ModelSpec) -> None:
     """The input's and outputs' shapes as the spec has them, the first dimension dynamic."""
     for value in graph.input:

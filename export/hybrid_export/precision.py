@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hybrid_export.onnx_file import prune
+from hybrid_export.onnx_file import axes_inputs, prune
 
 HalfName = Literal["fp16", "bf16"]
 
@@ -27,6 +27,7 @@ _NUMPY: dict[int, Any] = {
 }
 
 _BF16_OPSET, _BF16_IR = 22, 10
+_AXES_INPUT_OPSET = 18  # reductions take their axes as an input from here on
 
 #: Sums over many values, exponentials and quotients: what FP16's range and BF16's 8 bits break.
 SENSITIVE_OPERATORS = frozenset(
@@ -86,6 +87,8 @@ def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
     )
     prune(typed.graph)
     if precision == "bf16":  # ONNX allows convolutions in BF16 from opset 22, IR 10
+        if typed.opset_import[0].version < _AXES_INPUT_OPSET:
+            axes_inputs(typed.graph)
         typed.opset_import[0].version = max(_BF16_OPSET, typed.opset_import[0].version)
         typed.ir_version = max(_BF16_IR, typed.ir_version)
     return typed
