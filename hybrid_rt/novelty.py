@@ -115,8 +115,8 @@ class Novelty:
         with np.errstate(all="ignore"):  # features that are not finite are foreign, see score
             centred = (np.asarray(features, np.float32) - self.mean) / self.scale
             along = centred @ self.basis.T  # [n, k]
-            rest = np.maximum((centred**2).sum(1) - (along**2).sum(1), 0)
-            squared = (along**2 / self.variances).sum(1) + rest / self.rest
+            rest = centred - along @ self.basis  # what no direction explains
+            squared = (along**2 / self.variances).sum(1) + (rest**2).sum(1) / self.rest
             distances: Floats = np.sqrt(squared / np.float32(self.mean.size))
         return distances
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from hybrid_rt.novelty import EXTRAS_KEY as NOVELTY_KEY
+from hybrid_rt.novelty import NOVELTY_NAME
+from hybrid_rt.spec import ModelSpec
 from hybrid_train import metrics
-from hybrid_train.calibration import fit_temperature
 from hybrid_train.checkpoint import BEST, save_checkpoint
 from hybrid_train.data import Samples
-from hybrid_train.operating import choose_operating_point
+from hybrid_train.fitted import LogitsAndFeatures, Part, fit_on_validation, measure
+from hybrid_train.model import HybridClassifier
 from hybrid_train.optimization import restore_prior
 from hybrid_train.origin import write_json
 from hybrid_train.pictures import Pictures
@@ -30,6 +34,8 @@ Log = Callable[[str], None]
 
 #: How many validation pictures a run keeps, so that an export can be verified without the data.
 KEPT_PICTURES = 32
+#: Training pictures whose features the novelty is fitted to.
+TRAINING_PICTURES = 4096
 
 
 def finish(
@@ -40,47 +46,35 @@ def finish(
     processes: Processes,
     say: Log,
 ) -> dict[str, Any] | None:
-    """Measure the best epoch in fp32, fit the temperature and threshold, write all files."""
+    """Measure the best epoch in fp32, fit what validation data fit, write all files."""
     config = trainer.config
     model = trainer.best_model()
     counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
     restore_prior(model.head[-1], counts, config)
-    parts = {n: i for n, i in split.parts().items() if n != "train" and len(i)}
-    logits = {name: trainer.logits(model, part, exact=True) for name, part in parts.items()}
+    indices = {n: i for n, i in split.parts().items() if n != "train" and len(i)}
+    parts = {name: see(trainer, model, part) for name, part in indices.items()}
+    train_features = see(trainer, model, some(split.train, TRAINING_PICTURES, config.seed)).features
     if not processes.first:
         return None
-    labels = {name: samples.labels[part] for name, part in parts.items()}
-    groups = {n: None if samples.groups is None else samples.groups[p] for n, p in parts.items()}
-    temperature = fit_temperature(logits["val"], labels["val"])
-    point = None
-    if len(samples.classes) == 2:
-        scaled = logits["val"] / temperature
-        probability = 1 / (1 + np.exp(scaled[:, 0] - scaled[:, 1]))
-        point = choose_operating_point(
-            probability,
-            labels["val"],
-            positive=samples.classes[1],
-            criterion=config.threshold,
-            groups=groups["val"],
-            seed=config.seed,
-        )
+    spec, novelty = fit_on_validation(trainer.spec, parts["val"], train_features, config)
     results = {
         name: metrics.evaluate(
-            logits[name],
-            labels[name],
+            part.logits,
+            part.labels,
             samples.classes,
-            groups=groups[name],
-            temperature=temperature,
+            groups=part.groups,
+            temperature=spec.temperature,
             seed=config.seed,
         )
-        for name in parts
+        | measure(spec, novelty, part, config.seed)
+        for name, part in parts.items()
     }
     chosen = results.get("test") or results["val"]
-    spec = trainer.spec.replace(
-        temperature=temperature,
-        operating_point=point,
+    entry = novelty.save(options.output / NOVELTY_NAME)
+    spec = spec.replace(
+        extras={**spec.extras, NOVELTY_KEY: entry.to_dict()},
         provenance={
-            **trainer.spec.provenance,
+            **spec.provenance,
             "split": {name: len(part) for name, part in split.parts().items()},
             "metrics": {
                 "on": "test" if "test" in results else "val",
@@ -94,7 +88,7 @@ def finish(
         options.output / "metrics.json",
         {
             "best_epoch": trainer.progress.best_epoch + 1,
-            "temperature": temperature,
+            "temperature": spec.temperature,
             "data": {
                 "origin": samples.origin,
                 "fingerprint": samples.fingerprint(),
@@ -106,9 +100,33 @@ def finish(
             **results,
         },
     )
+    logits = {name: part.logits for name, part in parts.items()}
+    labels = {name: part.labels for name, part in parts.items()}
     write_run_report(trainer, spec, samples, split, logits, labels, results, options)
-    say(summary(results, temperature, options.output))
+    say(summary(results, spec, options.output))
     return results
+
+
+def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -> Part:
+    """Some pictures as the final network sees them, in fp32, by the evaluation transform."""
+    samples = trainer.pictures.samples
+    classes = len(samples.classes)
+    width = classes + trainer.spec.num_features
+    both = trainer.outputs(LogitsAndFeatures(model), indices, width, exact=True)
+    return Part(
+        logits=both[:, :classes],
+        features=both[:, classes:],
+        labels=samples.labels[indices],
+        groups=None if samples.groups is None else samples.groups[indices],
+    )
+
+
+def some(indices: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many of them, drawn without preference, in their order."""
+    if len(indices) <= most:
+        return indices
+    chosen = np.random.default_rng([seed, 5]).choice(len(indices), most, replace=False)
+    return indices[np.sort(chosen)]
 
 
 def save_validation(folder: Path, pictures: Pictures, split: Split) -> None:
@@ -149,7 +167,7 @@ def encoded(source: Any, stem: str) -> tuple[str, bytes]:
     return stem + suffix, source
 
 
-def summary(results: dict[str, Any], temperature: float, output: Path) -> str:
+def summary(results: dict[str, Any], spec: ModelSpec, output: Path) -> str:
     lines = []
     for name, result in results.items():
         auroc, interval = result["auroc"], result["auroc_interval"]
@@ -159,6 +177,26 @@ def summary(results: dict[str, Any], temperature: float, output: Path) -> str:
         if interval:
             text += f" (95% {interval[0]:.3f} to {interval[1]:.3f})"
         lines.append(text)
-    lines.append(f"temperature {temperature:.3f}; report: {output / 'report.html'}")
+    point = spec.operating_point
+    if point is not None:
+        chosen = results.get("test") or results["val"]
+        found = chosen["operating_point"]
+        rates = [
+            f"{name} {share(found[name], found[f'{name}_interval'])}"
+            for name in ("sensitivity", "specificity")
+        ]
+        lines.append(
+            f"threshold {point.threshold:.4f} on {point.positive} ({point.criterion}): "
+            f"{', '.join(rates)} on {'test' if 'test' in results else 'val'}"
+        )
+    lines.append(f"temperature {spec.temperature:.3f}; report: {output / 'report.html'}")
     lines.append(f"next: hybrid-export {output} --fp16")
     return "\n".join(lines)
+
+
+def share(value: float | None, interval: tuple[float, float] | None) -> str:
+    """ "0.912 (95% 0.850 to 0.960)"."""
+    if value is None:
+        return "unknown"
+    known = f" (95% {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{value:.3f}{known}"

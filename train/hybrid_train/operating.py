@@ -41,26 +41,50 @@ def choose_operating_point(
     else:
         threshold = _threshold(probabilities, truth, kind, value)
 
-    def sensitivity(chosen: Array) -> float | None:
-        inside = truth[chosen]
-        return float((probabilities[chosen][inside] >= threshold).mean()) if inside.any() else None
-
-    def specificity(chosen: Array) -> float | None:
-        outside = ~truth[chosen]
-        hits = probabilities[chosen][outside] < threshold
-        return float(hits.mean()) if outside.any() else None
-
-    everything = np.arange(len(truth))
-    n = len(truth)
+    found = at_threshold(probabilities, truth, threshold, groups, bootstrap=bootstrap, seed=seed)
     return OperatingPoint(
         positive=positive,
         threshold=float(threshold),
         criterion=criterion,
-        sensitivity=sensitivity(everything),
-        sensitivity_interval=bootstrap_interval(sensitivity, n, groups, bootstrap, seed),
-        specificity=specificity(everything),
-        specificity_interval=bootstrap_interval(specificity, n, groups, bootstrap, seed),
+        sensitivity=found["sensitivity"],
+        sensitivity_interval=found["sensitivity_interval"],
+        specificity=found["specificity"],
+        specificity_interval=found["specificity_interval"],
     )
+
+
+def at_threshold(
+    probabilities: Array,
+    labels: Array,
+    threshold: float,
+    groups: Array | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What a threshold gives on some pictures, with 95% bootstrap intervals by group.
+
+    Sensitivity, specificity and the predictive values, None where there is nothing to divide by;
+    the predictive values hold for the frequency of positives among these pictures.
+    """
+    truth = np.asarray(labels).astype(bool)
+    called = np.asarray(probabilities, np.float32).astype(np.float64) >= threshold
+    ratios = {  # which pictures are counted, and which of them are right
+        "sensitivity": (truth, called),
+        "specificity": (~truth, ~called),
+        "positive_predictive_value": (called, truth),
+        "negative_predictive_value": (~called, ~truth),
+    }
+    result: dict[str, Any] = {"threshold": float(threshold), "positive_calls": int(called.sum())}
+    for name, (counted, right) in ratios.items():
+
+        def share(chosen: Array, counted: Array = counted, right: Array = right) -> float | None:
+            inside = counted[chosen]
+            return float(right[chosen][inside].mean()) if inside.any() else None
+
+        result[name] = share(np.arange(len(truth)))
+        result[f"{name}_interval"] = bootstrap_interval(share, len(truth), groups, bootstrap, seed)
+    return result
 
 
 def parse_criterion(criterion: str) -> tuple[str, float]:

@@ -301,8 +301,12 @@ class Trainer:
 
     def logits(self, model: nn.Module, indices: Any, *, exact: bool = False) -> Any:
         """Logits float32 ``[n, classes]``; ``exact`` computes in fp32 whatever the precision."""
+        return self.outputs(model, indices, len(self.spec.classes), exact=exact)
+
+    def outputs(self, model: nn.Module, indices: Any, width: int, *, exact: bool = False) -> Any:
+        """What a module of this network gives for pictures, float32 ``[n, width]``."""
         mine = np.arange(len(indices))[self.processes.rank :: self.processes.world]
-        rows: list[Any] = [np.empty((0, len(self.spec.classes)), np.float32)]
+        rows: list[Any] = [np.empty((0, width), np.float32)]
         size = max(1, min(64, self.config.batch_size))
         shares = [indices[mine[i : i + size]] for i in range(0, len(mine), size)]
         was = model.training

@@ -1,0 +1,82 @@
+"""The end of a run: what is fitted on validation data is in the spec, the files and the metrics."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hybrid_rt.conformal import Conformal
+from hybrid_rt.images import load_pixels
+from hybrid_rt.novelty import Novelty
+from hybrid_train.checkpoint import load_checkpoint
+from hybrid_train.cli import main
+from hybrid_train.operating import at_threshold
+from hybrid_train.phantom import write_parquet
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one epoch on 48 small phantoms of 12 patients."""
+    root = tmp_path_factory.mktemp("fitted")
+    write_parquet(root / "data", patients=12, seed=0, size=64)
+    arguments = "--preset tiny --image-size 32 --epochs 1 --batch-size 8 --precision fp32 "
+    arguments += "--val-fraction 0.3 --threshold sensitivity=0.8"
+    assert main([str(root / "data"), *arguments.split(), "--output", str(root / "run")]) == 0
+    return root / "run"
+
+
+def test_the_spec_has_what_was_fitted(run):
+    model, spec = load_checkpoint(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    conformal = Conformal.of(spec)
+    assert conformal.pictures.count == metrics["val"]["count"]
+    assert sum(t.count for t in conformal.classes.values()) == conformal.pictures.count
+    split = json.loads((run / "split.json").read_text())
+    assert len(split["val"]) / 4 == conformal.groups == 3  # four pictures a patient
+    assert spec.operating_point.criterion == "sensitivity=0.8"
+    assert metrics["val"]["operating_point"]["sensitivity"] == spec.operating_point.sensitivity
+    assert metrics["val"]["operating_point"]["sensitivity"] >= 0.8
+    assert metrics["test"]["operating_point"]["threshold"] == spec.operating_point.threshold
+    assert {row["by"] for row in metrics["test"]["label_sets"]} == {"class", "picture"}
+    assert len(spec.to_json()) < 20_000
+    # The kept validation pictures through the network are among those it was calibrated on.
+    pixels = np.stack(
+        [load_pixels(p, spec.preprocess) for p in sorted((run / "validation").glob("*.png"))]
+    )
+    with torch.no_grad():
+        features = model.forward_features(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
+    novelty = Novelty.load(run, spec)
+    near = novelty.distances(features.numpy())[:, None] / novelty.reference[None]
+    gaps = np.abs(near - 1).min(1)
+    assert gaps.max() < 0.1, gaps  # the reference carries the allowed rounding
+    assert metrics["val"]["called_foreign"] <= 0.1
+
+
+def test_what_a_threshold_gives_by_hand():
+    found = at_threshold(
+        np.array([0.9, 0.4, 0.6, 0.1, 0.2]), np.array([1, 1, 0, 0, 0]), 0.5, bootstrap=200
+    )
+    assert found["sensitivity"] == 0.5
+    assert found["specificity"] == pytest.approx(2 / 3)
+    assert found["positive_predictive_value"] == 0.5
+    assert found["negative_predictive_value"] == pytest.approx(2 / 3)
+    assert found["positive_calls"] == 2
+    low, high = found["specificity_interval"]
+    assert low < 2 / 3 < high
+    none = at_threshold(np.array([0.1, 0.2]), np.array([0, 0]), 0.5, bootstrap=10)
+    assert none["sensitivity"] is None
+    assert none["positive_predictive_value"] is None
+    assert none["sensitivity_interval"] is None
+
+
+def test_intervals_of_a_threshold_draw_patients():
+    rng = np.random.default_rng(0)
+    p = np.repeat(rng.random(40), 10)
+    labels = np.repeat(rng.integers(0, 2, 40), 10)
+    patients = np.repeat(np.arange(40), 10)
+    width = [
+        np.diff(at_threshold(p, labels, 0.5, groups)["sensitivity_interval"])[0]
+        for groups in (None, patients)
+    ]
+    assert width[1] > 2 * width[0], width

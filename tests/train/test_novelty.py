@@ -1,0 +1,81 @@
+"""The Gaussian of the features: what it calls foreign, how often it is wrong, how steady it is."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from hybrid_train.novelty import ROUNDING, fit_novelty
+
+BRANCHES = (40, 80)
+FEATURES = sum(BRANCHES)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A function that draws features: 12 directions of large variance, noise, two scales."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(0, 1, (12, FEATURES)) * np.linspace(3, 0.3, 12)[:, None]
+    mean, unit = rng.normal(0, 2, FEATURES), np.repeat((1.0, 0.1), BRANCHES)
+
+    def draw(count, seed):
+        own = np.random.default_rng([7, seed])
+        hidden, noise = own.normal(0, 1, (count, 12)), own.normal(0, 0.5, (count, FEATURES))
+        return ((mean + hidden @ mix + noise) * unit).astype(np.float32)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def novelty(world):
+    return fit_novelty(world(1500, 1), world(500, 2), BRANCHES)
+
+
+def test_foreign_features_are_told_apart(world, novelty):
+    own = novelty.score(world(1000, 3))
+    rng = np.random.default_rng(3)
+    shifted = world(300, 4) + rng.normal(0, 1, FEATURES).astype(np.float32) * 2
+    off_the_plane = world(300, 5) * (1 + rng.normal(0, 0.5, (300, FEATURES)).astype(np.float32))
+    for foreign in (shifted, off_the_plane):
+        scores = novelty.score(foreign)
+        truth = np.repeat((0, 1), (len(own), len(scores)))
+        assert roc_auc_score(truth, np.concatenate((own, scores))) >= 0.99
+        assert (scores > 1).mean() > 0.9
+
+
+def test_false_alarms_are_as_rare_as_promised(world):
+    """Over many validation sets: 1% of features with the error allowed for, fewer without it."""
+    train, fresh = world(1500, 1), world(4000, 6)
+    rounded = fresh * (1 + np.random.default_rng(1).normal(0, ROUNDING, fresh.shape))
+    rates = []
+    for seed in range(40):
+        fitted = fit_novelty(train, world(300, 100 + seed), BRANCHES)
+        rates.append([(fitted.score(f) > 1).mean() for f in (rounded, fresh)])
+    mean = np.mean(rates, 0)
+    assert 0.006 < mean[0] < 0.0125, mean
+    assert mean[1] <= mean[0], mean
+
+
+def test_with_few_validation_pictures_the_largest_distance_decides(world):
+    validation = world(20, 2)
+    fitted = fit_novelty(world(1500, 1), validation, BRANCHES)
+    assert fitted.threshold == fitted.reference[-1]
+    assert fitted.score(validation).max() == pytest.approx(1.0, abs=0.05)
+
+
+def test_it_equals_the_full_mahalanobis_distance(world, novelty):
+    """The small product gives the distance under the whole covariance matrix it stands for."""
+    features = world(50, 9).astype(np.float64)
+    basis, rest = novelty.basis.astype(np.float64), float(novelty.rest[0])
+    covariance = rest * np.eye(FEATURES) + basis.T @ np.diag(novelty.variances - rest) @ basis
+    z = (features - novelty.mean) / novelty.scale
+    exact = np.sqrt(np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z) / FEATURES)
+    gap = np.abs(novelty.distances(features) / exact - 1).max()
+    assert gap < 2e-5, gap
+
+
+def test_training_pictures_fewer_than_features(world):
+    fitted = fit_novelty(world(30, 1), world(20, 2), BRANCHES)
+    assert fitted.basis.shape == (3, FEATURES)
+    assert np.isfinite(fitted.score(world(10, 3))).all()
+    alike = fit_novelty(np.ones((8, FEATURES)), np.ones((4, FEATURES)) * 1.01, BRANCHES)
+    assert alike.score(np.full((1, FEATURES), 5.0))[0] > 1
