@@ -11,6 +11,7 @@ from hybrid_rt.images import load_pixels
 from hybrid_rt.novelty import Novelty
 from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main
+from hybrid_train.data import DataOptions, open_data
 from hybrid_train.operating import at_threshold
 from hybrid_train.phantom import write_parquet
 
@@ -27,7 +28,7 @@ def run(tmp_path_factory):
 
 
 def test_the_spec_has_what_was_fitted(run):
-    model, spec = load_checkpoint(run)
+    _, spec = load_checkpoint(run)
     metrics = json.loads((run / "metrics.json").read_text())
     conformal = Conformal.of(spec)
     assert conformal.pictures.count == metrics["val"]["count"]
@@ -40,17 +41,24 @@ def test_the_spec_has_what_was_fitted(run):
     assert metrics["test"]["operating_point"]["threshold"] == spec.operating_point.threshold
     assert {row["by"] for row in metrics["test"]["label_sets"]} == {"class", "picture"}
     assert len(spec.to_json()) < 20_000
-    # The kept validation pictures through the network are among those it was calibrated on.
-    pixels = np.stack(
-        [load_pixels(p, spec.preprocess) for p in sorted((run / "validation").glob("*.png"))]
-    )
+    assert metrics["val"]["called_foreign"] <= 0.1
+
+
+def test_the_novelty_knows_the_training_pictures(run):
+    """Its mean is that of the runtime's own pixels through the network."""
+    model, spec = load_checkpoint(run)
+    samples = open_data(str(run.parent / "data"), DataOptions())
+    names = json.loads((run / "split.json").read_text())["train"]
+    sources = [samples.source(samples.names.index(name)) for name in names]
+    pixels = np.stack([load_pixels(source, spec.preprocess) for source in sources])
     with torch.no_grad():
         features = model.forward_features(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
     novelty = Novelty.load(run, spec)
-    near = novelty.distances(features.numpy())[:, None] / novelty.reference[None]
-    gaps = np.abs(near - 1).min(1)
-    assert gaps.max() < 0.1, gaps  # the reference carries the allowed rounding
-    assert metrics["val"]["called_foreign"] <= 0.1
+    gap = np.abs(features.numpy().mean(0) - novelty.mean).max()
+    assert gap < 1e-5, gap
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert len(novelty.reference) == metrics["val"]["count"]
+    assert novelty.basis.shape == (3, spec.num_features)
 
 
 def test_what_a_threshold_gives_by_hand():
