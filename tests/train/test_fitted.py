@@ -1,10 +1,12 @@
 """The end of a run: what is fitted on validation data is in the spec, the files and the metrics."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from hybrid_rt.conformal import Conformal
 from hybrid_rt.images import load_pixels
@@ -59,6 +61,29 @@ def test_the_novelty_knows_the_training_pictures(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert len(novelty.reference) == metrics["val"]["count"]
     assert novelty.basis.shape == (3, spec.num_features)
+
+
+def test_the_predictions_give_the_metrics(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    with (run / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "split", "picture", "group", "label", "predicted", "p_no cancer", "p_cancer", "novelty",
+        "view", "laterality", "density", "age", "implant",
+    ]  # fmt: skip
+    split = json.loads((run / "split.json").read_text())
+    for name in ("val", "test"):
+        part = [row for row in rows if row["split"] == name]
+        assert [row["picture"] for row in part] == split[name]
+        right = [row["label"] == row["predicted"] for row in part]
+        assert np.mean(right) == metrics[name]["accuracy"]
+        truth = [row["label"] == "cancer" for row in part]
+        scores = [float(row["p_cancer"]) for row in part]
+        assert roc_auc_score(truth, scores) == pytest.approx(metrics[name]["auroc"], abs=1e-12)
+        foreign = [float(row["novelty"]) > 1 for row in part]
+        assert np.mean(foreign) == metrics[name]["called_foreign"]
+    assert {row["laterality"] for row in rows} == {"L", "R"}
+    assert all(row["age"] == "" or 20 < int(row["age"]) < 100 for row in rows)
 
 
 def test_what_a_threshold_gives_by_hand():

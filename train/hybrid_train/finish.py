@@ -22,6 +22,7 @@ from hybrid_train.model import HybridClassifier
 from hybrid_train.optimization import restore_prior
 from hybrid_train.origin import write_json
 from hybrid_train.pictures import Pictures
+from hybrid_train.predictions import PREDICTIONS, write_predictions
 from hybrid_train.processes import Processes
 from hybrid_train.splits import Split
 from hybrid_train.summary import write_run_report
@@ -34,6 +35,8 @@ Log = Callable[[str], None]
 
 #: How many validation pictures a run keeps, so that an export can be verified without the data.
 KEPT_PICTURES = 32
+#: Files of a finished run that --overwrite removes with the others.
+FITTED = (NOVELTY_NAME, PREDICTIONS)
 #: Training pictures whose features the novelty is fitted to.
 TRAINING_PICTURES = 4096
 
@@ -100,6 +103,7 @@ def finish(
             **results,
         },
     )
+    write_predictions(options.output / PREDICTIONS, spec, novelty, samples, split, parts)
     logits = {name: part.logits for name, part in parts.items()}
     labels = {name: part.labels for name, part in parts.items()}
     write_run_report(trainer, spec, samples, split, logits, labels, results, options)

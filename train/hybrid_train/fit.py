@@ -15,7 +15,7 @@ from hybrid_rt.spec import Head, ModelSpec, Preprocess
 from hybrid_train.checkpoint import BEST, LAST, load_into, load_state
 from hybrid_train.config import TrainConfig
 from hybrid_train.data import DataOptions, Samples, open_data
-from hybrid_train.finish import finish
+from hybrid_train.finish import FITTED, finish
 from hybrid_train.model import HybridClassifier, describe_branches
 from hybrid_train.origin import git_commit, versions, write_json
 from hybrid_train.pictures import Pictures
@@ -126,7 +126,7 @@ def prepare_folder(
     try:
         output.mkdir(parents=True, exist_ok=True)
         if options.overwrite and not options.resume:
-            for name in (LAST, BEST, "metrics.json", "report.html", "split.json"):
+            for name in (LAST, BEST, "metrics.json", "report.html", "split.json", *FITTED):
                 (output / name).unlink(missing_ok=True)
             for name in ("validation", "tensorboard"):
                 shutil.rmtree(output / name, ignore_errors=True)

@@ -1,0 +1,58 @@
+"""predictions.csv: what the finished model answers for each validation and test picture.
+
+Columns: split, picture, group (the patient), label, predicted, p_<class> for each class (with the
+temperature), novelty (above 1 is foreign), then the data's own columns for subgroups.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hybrid_rt.files import atomic_path
+from hybrid_rt.novelty import Novelty
+from hybrid_rt.spec import ModelSpec
+from hybrid_train.data import Samples
+from hybrid_train.fitted import Part
+from hybrid_train.splits import Split
+
+PREDICTIONS = "predictions.csv"
+
+
+def write_predictions(
+    path: Path,
+    spec: ModelSpec,
+    novelty: Novelty,
+    samples: Samples,
+    split: Split,
+    parts: Mapping[str, Part],
+) -> None:
+    """Write the file, whole or not at all (CSV by RFC 4180, UTF-8; a null is an empty cell)."""
+    columns = ["split", "picture", "group", "label", "predicted"]
+    columns += [*(f"p_{name}" for name in spec.classes), "novelty", *samples.columns]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for name, part in parts.items():
+            probabilities = part.probabilities(spec)
+            scores = novelty.score(part.features)
+            for k, index in enumerate(split.parts()[name].tolist()):
+                row: list[Any] = [
+                    name,
+                    samples.names[index],
+                    "" if samples.groups is None else samples.groups[index],
+                    samples.classes[samples.labels[index]],
+                    samples.classes[int(probabilities[k].argmax())],
+                    *(f"{p:.9g}" for p in probabilities[k]),
+                    f"{scores[k]:.6g}",
+                ]
+                row += [_cell(values[index]) for values in samples.columns.values()]
+                writer.writerow(row)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
