@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from hybrid_rt.conformal import Conformal
 from hybrid_rt.images import load_pixels
 from hybrid_rt.novelty import Novelty
+from hybrid_train.bootstrap import bootstrap_interval, share_interval
 from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main
 from hybrid_train.data import DataOptions, open_data
@@ -101,6 +102,19 @@ def test_what_a_threshold_gives_by_hand():
     assert none["sensitivity"] is None
     assert none["positive_predictive_value"] is None
     assert none["sensitivity_interval"] is None
+
+
+def test_the_fast_interval_of_a_share_is_that_of_drawing_pictures():
+    rng = np.random.default_rng(0)
+    right, counted = rng.random(60) < 0.7, rng.random(60) < 0.5
+    for groups in (None, rng.integers(0, 9, 60)):
+
+        def share(chosen):
+            inside = counted[chosen]
+            return right[chosen][inside].mean() if inside.any() else None
+
+        slow = bootstrap_interval(share, 60, groups, 300, 5)
+        np.testing.assert_allclose(share_interval(right, counted, groups, 300, 5), slow, rtol=1e-12)
 
 
 def test_intervals_of_a_threshold_draw_patients():

@@ -68,6 +68,23 @@ def auroc_interval(
     return _interval(np.concatenate(values))
 
 
+def share_interval(
+    right: Array, counted: Array, groups: Array | None, draws: int, seed: int
+) -> tuple[float, float] | None:
+    """What bootstrap_interval gives for the share of ``right`` among the ``counted``, fast.
+
+    Both are bool ``[n]``. A draw is a weight for each group, so that sums by group are enough.
+    """
+    members = group_members(groups, len(right))
+    if len(members) < 2 or draws < 1:
+        return None
+    below = np.array([counted[m].sum() for m in members], np.float64)
+    above = np.array([(counted[m] & right[m]).sum() for m in members], np.float64)
+    block = max(1, BLOCK // len(members))
+    shares = [_ratio(w @ above, w @ below) for w in _weights(len(members), draws, seed, block)]
+    return _interval(np.concatenate(shares))
+
+
 def group_members(groups: Array | None, count: int) -> list[Array]:
     """The indices of each group; of each picture where there are no groups."""
     if groups is None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import OperatingPoint
-from hybrid_train.bootstrap import bootstrap_interval
+from hybrid_train.bootstrap import share_interval
 
 Array = NDArray[Any]
 
@@ -77,13 +77,8 @@ def at_threshold(
     }
     result: dict[str, Any] = {"threshold": float(threshold), "positive_calls": int(called.sum())}
     for name, (counted, right) in ratios.items():
-
-        def share(chosen: Array, counted: Array = counted, right: Array = right) -> float | None:
-            inside = counted[chosen]
-            return float(right[chosen][inside].mean()) if inside.any() else None
-
-        result[name] = share(np.arange(len(truth)))
-        result[f"{name}_interval"] = bootstrap_interval(share, len(truth), groups, bootstrap, seed)
+        result[name] = float(right[counted].mean()) if counted.any() else None
+        result[f"{name}_interval"] = share_interval(right, counted, groups, bootstrap, seed)
     return result
 
 
