@@ -95,9 +95,8 @@ class Explanation:
         plain = self.image.convert("RGB")
         plain.thumbnail((max_size, max_size))
         width, height = plain.size
-        percent = f"{self.prediction.probability:.1%}"
         panels = (
-            (plain, f"{self.prediction.label} {percent}"),
+            (plain, _caption(self.prediction)),
             (_blend(plain, self._heatmap("heatmap_vit", plain.size)), "ViT"),
             (_blend(plain, self._heatmap("heatmap_cnn", plain.size)), "CNN"),
         )
@@ -121,6 +120,12 @@ class Explanation:
         buffer = io.BytesIO()
         self.overlay().save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def _caption(prediction: Prediction) -> str:
+    if prediction.label is None or prediction.probability is None:
+        return "no answer: a foreign picture"
+    return f"{prediction.label} {prediction.probability:.1%}"
 
 
 def check_heatmaps(output_names: Sequence[str], file: str) -> None:

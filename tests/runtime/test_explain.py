@@ -1,6 +1,7 @@
 """Heatmaps land where they belong on the picture, and the overlay shows them."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,3 +159,9 @@ def test_crop_is_undone():
     assert 44 <= row < 66
     assert 14 <= column < 36
     assert explanation.heatmap_cnn[:, 90:].sum() == 0
+
+
+def test_an_abstained_answer_has_a_caption_too(engine, pictures):
+    explanation = engine.explain(pictures[0])
+    abstained = replace(explanation.prediction, label=None, probability=None)
+    assert replace(explanation, prediction=abstained).overlay(max_size=40).width > 40
