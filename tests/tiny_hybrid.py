@@ -47,11 +47,11 @@ def enliven(model: HybridClassifier, spec: ModelSpec, gain: float = 1.2) -> None
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(1 - 0.4 * gain, 1 + 0.4 * gain)
-                module.bias.normal_(0, gain / 6)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
             elif isinstance(module, torch.nn.LayerNorm):
-                module.weight.uniform_(1 - 0.4 * gain, 1 + 0.4 * gain)
-                module.bias.normal_(0, gain / 6)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.2)
             elif isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.weight, 0, gain * module.in_features**-0.5)
                 torch.nn.init.normal_(module.bias, 0, 0.1)

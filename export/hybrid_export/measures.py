@@ -88,11 +88,12 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
     return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
 
 
-def heatmap_correlation(got: Outputs, expected: Outputs) -> float | None:
-    """The smallest correlation of a heatmap with PyTorch's; None where there are no heatmaps.
+def heatmap_correlation(got: Outputs, expected: Outputs, floor: float = 0.0) -> float | None:
+    """The smallest correlation of a heatmap with PyTorch's; None where none can be compared.
 
-    Only images with the same predicted class, whose map is not blank, are compared: a map is
-    about the class.
+    Only images with the same predicted class are compared: a map is about the class. The heat of a
+    map adds up to how far its branch moves the logit, to first order (of the ViT's mean head);
+    below ``floor`` the branch has no say in the answer, its map is rounding and is left out.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
     found = []
@@ -100,7 +101,7 @@ def heatmap_correlation(got: Outputs, expected: Outputs) -> float | None:
         if not name.startswith("heatmap_"):
             continue
         for a, b in zip(got[name][same], expected[name][same], strict=True):
-            if b.std() > 1e-3 * max(float(expected[name].max()), 1e-12):
+            if b.sum() > floor and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12):
                 a = a.astype(np.float64) - a.mean(dtype=np.float64)
                 b = b.astype(np.float64) - b.mean(dtype=np.float64)
                 size = math.sqrt(float((a * a).sum() * (b * b).sum()))

@@ -27,9 +27,7 @@ DEFAULT_LIMIT = 32
 
 _GOLDEN_COUNT = 8
 _GOLDEN_BYTES = 1 << 20  # larger originals are stored in a smaller form, see _golden_encoding
-_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".dcm", ".dicom"}
-)
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dcm", ".dicom"})
 _BUILTIN_SEED = 20240731
 
 

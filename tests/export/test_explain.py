@@ -114,3 +114,15 @@ def test_a_cnn_that_is_not_mean_pooled_is_refused():
     nn.init.normal_(model.cnn.head.norm.weight)
     with pytest.raises(ExportError, match=r"mean of its last map; try resnet50"):
         DeploymentGraph(model, spec, explain=True)
+
+
+def test_correlation_leaves_out_a_branch_without_a_say():
+    logits = np.float32([[2, 0]])
+    loud, silent = np.float32([[[0, 1], [2, 3]]]), np.float32([[[0, 1], [2, 3]]]) * 1e-4
+    expected = {"logits": logits, "heatmap_vit": silent, "heatmap_cnn": loud}
+    got = {"logits": logits, "heatmap_vit": silent[:, ::-1], "heatmap_cnn": loud}
+    assert heatmap_correlation(got, expected, floor=0.01) == pytest.approx(1)
+    assert heatmap_correlation(got, expected) < 0
+    wrong = {**got, "heatmap_cnn": loud[:, ::-1]}
+    assert heatmap_correlation(wrong, expected, floor=0.01) < 0
+    assert heatmap_correlation(got, {**expected, "heatmap_cnn": silent}, floor=0.01) is None

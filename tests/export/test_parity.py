@@ -96,10 +96,9 @@ def test_catches_a_graph_that_mixes_rows(tiny, tiny_onnx, reference, tmp_path):
     model = load(tiny_onnx)
     graph = model.graph
     head = next(n for n in graph.node if n.op_type == "Gemm")
-    graph.initializer.append(numpy_helper.from_array(np.array([0]), "batch_axis"))
     graph.initializer.append(numpy_helper.from_array(np.float32(1e-3), "leak"))
     extra = [
-        helper.make_node("ReduceMean", [head.input[0], "batch_axis"], ["batch_mean"]),
+        helper.make_node("ReduceMean", [head.input[0]], ["batch_mean"], axes=[0]),
         helper.make_node("Mul", ["batch_mean", "leak"], ["leaked"]),
         helper.make_node("Add", [head.input[0], "leaked"], ["mixed"]),
     ]
