@@ -1,0 +1,140 @@
+"""One batch: augment, forward, loss, backward and, when its group is complete, the update.
+
+All random numbers come from (seed, epoch, batch), so that a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hybrid_train.augment import augment, mixer, rand_augment
+from hybrid_train.config import TrainConfig
+from hybrid_train.model import HybridClassifier
+from hybrid_train.optimization import (
+    autocast,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
+from hybrid_train.pictures import BatchPlan
+from hybrid_train.weight_average import WeightAverage
+
+
+class TrainingStep:
+    """Moves ``model`` by one batch of ``plan`` at a time."""
+
+    def __init__(
+        self,
+        model: HybridClassifier,
+        config: TrainConfig,
+        plan: BatchPlan,
+        labels: NDArray[np.int64],
+        classes: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.model, self.config, self.plan = model, config, plan
+        self.device, self.precision = device, precision
+        self.optimizer = make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.average = WeightAverage(model, config.ema) if config.ema else None
+        self.labels = torch.from_numpy(labels)
+        self.class_weights = self._class_weights(labels[plan.indices], classes)
+        self.mixer = mixer(config.mixup, config.cutmix, config.label_smoothing, classes)
+
+    def __call__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        indices: Tensor,
+        *,
+        epoch: int,
+        batch: int,
+        complete: bool,
+    ) -> Tensor:
+        """The batch's loss, on the device; ``images`` uint8 ``[b, 3, h, w]``.
+
+        ``network`` computes ``self.model``, perhaps distributed or compiled. ``complete`` ends a
+        group of accumulated batches: the weights move.
+        """
+        config = self.config
+        step = epoch * len(self.plan) + batch
+        seed = [config.seed, epoch, batch]
+        torch.manual_seed(_seed([*seed, self.plan.rank]))
+        labels = self.labels[indices].to(self.device)
+        images = images.to(self.device, non_blocking=True).float() / 255
+        images = self._augmented(images, seed)
+        images, targets = self._mixed(images, labels, seed)
+        if config.channels_last and self.device.type == "cuda":
+            images = images.contiguous(memory_format=torch.channels_last)
+        total = config.epochs * len(self.plan)
+        warmup = round(config.warmup_epochs * len(self.plan))
+        set_learning_rate(self.optimizer, learning_rate(step, total, warmup, config.lr))
+        with autocast(self.precision, self.device):
+            logits = network(images)
+        smoothing = config.label_smoothing if targets is labels else 0.0
+        # The mean over pictures, not over weights: processes with other pictures then agree.
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=smoothing,
+            reduction="none",
+        ).mean()
+        self.scaler.scale(loss / config.accumulate).backward()
+        if complete:
+            self._update(step)
+        return loss.detach()
+
+    def parts(self) -> dict[str, Any]:
+        """What a state to resume from consists of; each has a state_dict, or is None."""
+        return {
+            "model": self.model,
+            "ema": None if self.average is None else self.average.model,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+        }
+
+    def _augmented(self, images: Tensor, seed: list[int]) -> Tensor:
+        share = slice(self.plan.rank, None, self.plan.world)
+        if self.config.randaugment:
+            images = rand_augment(images, self.config.randaugment, [*seed, 4], share)
+        random = np.random.default_rng([*seed, 2])
+        return augment(images, self.config.augment, random, share, self.plan.batch_size)
+
+    def _mixed(self, images: Tensor, labels: Tensor, seed: list[int]) -> tuple[Tensor, Tensor]:
+        """Pictures and targets after mixup or cutmix; the labels themselves where both are off."""
+        if self.mixer is None or len(images) % 2:
+            return images, labels
+        state = np.random.get_state()  # timm draws from NumPy's global generator
+        np.random.seed(_seed([*seed, 3]))
+        mixed = self.mixer(images, labels)
+        np.random.set_state(state)
+        return mixed  # type: ignore[no-any-return]
+
+    def _update(self, step: int) -> None:
+        self.scaler.unscale_(self.optimizer)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, step)
+
+    def _class_weights(self, labels: NDArray[np.int64], classes: int) -> Tensor | None:
+        if self.config.class_weights == "none":
+            return None
+        counts = np.bincount(labels, minlength=classes)
+        weights = len(labels) / (classes * np.maximum(counts, 1))
+        return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+
+def _seed(entropy: list[int]) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])

@@ -1,0 +1,92 @@
+"""Where a run stands, and last.pt, from which it goes on to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybrid_rt.errors import CheckpointError
+from hybrid_rt.files import atomic_path
+from hybrid_train.checkpoint import load_pickle
+from hybrid_train.config import TrainConfig
+
+#: Settings that may differ between a run and its resumption: they do not change the weights.
+FREE_TO_CHANGE = frozenset({"workers", "cache_gib", "patience", "compile", "threshold"})
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with the weights."""
+
+    epoch: int = 0
+    step: int = 0  # batches done in this epoch
+    best_score: float = -np.inf
+    best_epoch: int = -1
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def end_epoch(self, score: float) -> bool:
+        """Count the epoch and start the next; whether ``score`` is the best so far."""
+        better = score > self.best_score
+        if better:
+            self.best_score, self.best_epoch = float(score), self.epoch
+        self.epoch += 1
+        self.step, self.loss_sum = 0, 0.0
+        self.seconds = self.waited = 0.0
+        return better
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether ``patience`` epochs went by without a better one; 0 never runs out."""
+        waited = self.epoch - 1 - self.best_epoch
+        return bool(patience) and self.epoch > 0 and waited >= patience
+
+
+def save_training_state(
+    path: Path, parts: Mapping[str, Any], progress: Progress, config: TrainConfig
+) -> None:
+    """Write the parts' state dicts (a part may be None): whole, or the older file stays."""
+    state = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+    state |= {"progress": dict(vars(progress)), "config": config.to_dict()}
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_training_state(path: Path, parts: Mapping[str, Any], config: TrainConfig) -> Progress:
+    """Load the parts in place; where they stood.
+
+    Raises CheckpointError where the file is not there or is of another configuration.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not there; nothing to resume: start without --resume")
+    state = load_pickle(path)
+    changed = changed_since(state.get("config"), config)
+    if changed:
+        raise CheckpointError(
+            f"{path} was made with other settings ({changed}); resume with the same options "
+            "or start a new run"
+        )
+    try:
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as err:
+        raise CheckpointError(f"{path} is not a state of this run ({err!r})") from err
+
+
+def changed_since(then: Any, config: TrainConfig) -> str:
+    """The first setting that matters and differs, such as "lr=0.1, now 0.2"; else empty."""
+    if not isinstance(then, dict):
+        return "none at all"
+    for name, now in config.to_dict().items():
+        before = tuple(then[name]) if isinstance(then.get(name), list) else then.get(name)
+        if name not in FREE_TO_CHANGE and before != now:
+            return f"{name}={before!r}, now {now!r}"
+    return ""
