@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from hybrid_export.companions import companions, take_novelty, write_card
 from hybrid_export.graph import DeploymentGraph
 from hybrid_export.int8 import write_int8
 from hybrid_export.interpreter import Interpreter
@@ -53,6 +54,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     model, spec = load(source)
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
+        spec = take_novelty(source, spec, staged, say)
         images = _images(source, spec, options)
         graph = DeploymentGraph(model, spec, explain=options.explain)
         spec = spec.replace(outputs=graph.outputs(spec))
@@ -79,7 +81,8 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
             write_int8(job)
         _plans(job, no_plan)
         _golden(job)
-        bundle = publish(job.bundle, staged, options.output)
+        write_card(job.bundle, source, staged, options.output, say)
+        bundle = publish(job.bundle, staged, options.output, companions(job.bundle, staged))
     written = _triton(bundle, source, options)
     for name, entry in bundle.files.items():
         say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")

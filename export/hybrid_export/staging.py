@@ -7,12 +7,13 @@ import errno
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 from hybrid_rt.bundle import BUNDLE_NAME, Bundle
 from hybrid_rt.errors import ExportError, HybridError, UsageError
+from hybrid_rt.novelty import NoveltyEntry
 
 _PREFIX = ".hybrid-export-"
 
@@ -50,16 +51,16 @@ def staging(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(bundle: Bundle, staged: Path, output: Path) -> Bundle:
+def publish(bundle: Bundle, staged: Path, output: Path, companions: Sequence[str] = ()) -> Bundle:
     """Move the staged files of a bundle to ``output``, ``model.json`` last; returns it as saved.
 
-    Files that an earlier export listed there and this one does not are removed: they belong to
-    another model. Between the first rename and the last an interrupted reader sees digests that
-    do not match, never half a file.
+    ``companions`` are staged files that go with it and are no models. Files that an earlier export
+    listed there and this one does not are removed: they belong to another model. Between the first
+    rename and the last an interrupted reader sees digests that do not match, never half a file.
     """
-    stale = _earlier_files(output) - set(bundle.files)
+    stale = _earlier_files(output) - {*bundle.files, *companions}
     bundle.save(staged)
-    names = [*bundle.files, *([bundle.golden.file] if bundle.golden else [])]
+    names = [*bundle.files, *([bundle.golden.file] if bundle.golden else []), *companions]
     with _deferred_signals():
         for name in names:
             _fsync(staged / name)
@@ -73,9 +74,11 @@ def publish(bundle: Bundle, staged: Path, output: Path) -> Bundle:
 
 def _earlier_files(output: Path) -> set[str]:
     try:
-        return set(Bundle.load(output).files)
+        earlier = Bundle.load(output)
+        novelty = NoveltyEntry.of(earlier.spec)
     except HybridError:
         return set()
+    return {*earlier.files, *([novelty.file] if novelty else [])}
 
 
 def _sweep(output: Path) -> None:

@@ -83,7 +83,13 @@ def test_a_second_export_replaces_the_first(traced, exported, checkpoint, pictur
     code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
     assert code == 0
     names = sorted(p.name for p in tmp_path.iterdir())
-    assert names == ["model.golden.npz", "model.json", "model.onnx", "notes.txt"]
+    assert names == [
+        "MODEL_CARD.md",
+        "model.golden.npz",
+        "model.json",
+        "model.onnx",
+        "notes.txt",
+    ]
 
 
 def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, pictures, tmp_path, capsys):
@@ -138,6 +144,7 @@ def test_fp16_that_cannot_pass_falls_back_to_bf16(
     assert "model.fp16.onnx does not equal PyTorch" in captured.err
     assert "kept in FP32: residual additions, head" in captured.out
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "MODEL_CARD.md",
         "model.bf16.onnx",
         "model.golden.npz",
         "model.json",

@@ -59,7 +59,8 @@ def test_with_few_validation_pictures_the_largest_distance_decides(world):
     validation = world(20, 2)
     fitted = fit_novelty(world(1500, 1), validation, BRANCHES)
     assert fitted.threshold == fitted.reference[-1]
-    assert fitted.score(validation).max() == pytest.approx(1.0, abs=0.05)
+    assert (fitted.score(validation) <= 1).all()
+    assert (fitted.score(world(500, 3)) > 1).mean() < 0.1  # 1 in 21 is what 20 pictures can promise
 
 
 def test_it_equals_the_full_mahalanobis_distance(world, novelty):

@@ -1,0 +1,315 @@
+"""MODEL_CARD.md: what a reader must know before trusting a model (Mitchell et al., FAT* 2019).
+
+A pure function of the bundle and of what its run folder tells. What is not known is said to be
+unknown: a card without a section would read as if there were nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid_export.markdown import fact_list, number, small, table, text, with_interval
+from hybrid_export.record import Record
+from hybrid_export.subgroups import subgroup_rows
+from hybrid_rt.bundle import Bundle
+from hybrid_rt.conformal import EXTRAS_KEY as CONFORMAL_KEY
+from hybrid_rt.conformal import Conformal
+from hybrid_rt.novelty import NoveltyEntry
+from hybrid_rt.spec import ModelSpec
+
+CARD_NAME = "MODEL_CARD.md"
+#: How a card written here starts.
+CARD_MARK = "<!-- Written by hybrid-export. Remove this line to keep edits. -->"
+
+NOT_A_DEVICE = (
+    "**This is a research model and not a medical device. It must not be used to diagnose, to "
+    "triage or to reassure.**"
+)
+UNKNOWN = "unknown: the checkpoint came without its run folder"
+
+
+def model_card(bundle: Bundle, record: Record, *, name: str) -> str:
+    """The card as Markdown."""
+    spec = bundle.spec
+    sections = [
+        f"{CARD_MARK}\n\n# Model card: {text(name)}\n\n{NOT_A_DEVICE}",
+        _details(spec, record),
+        _use(spec),
+        _data(spec, record),
+        _performance(spec, record),
+        _calibration(spec, record),
+        _point(spec, record),
+        _sets(spec, record),
+        _foreign(spec, record),
+        _parity(bundle),
+        _limits(spec),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _details(spec: ModelSpec, record: Record) -> str:
+    made = spec.provenance
+    versions = made.get("versions") or {}
+    size = spec.preprocess
+    known = {
+        "network": f"{spec.vit.model} and {spec.cnn.model} side by side, their "
+        f"{spec.num_features} features concatenated, a head of hidden sizes "
+        f"{', '.join(map(str, spec.head.hidden)) or 'none'}",
+        "input": f"{size.height} × {size.width} pixels, resize {size.resize}, crop {size.crop}",
+        "answers": f"{', '.join(spec.classes)} (task {spec.task!r})",
+        "made by": record.config.get("command") or made.get("command"),
+        "started from": made.get("weights"),
+        "source commit": made.get("commit"),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) or None,
+        "seed": made.get("seed"),
+    }
+    if made.get("weights") is None:
+        known.pop("started from")
+    return (
+        "## Model\n\n" + facts(known) + "\n- publisher, licence, contact: not recorded; add them "
+        "where the model is passed on"
+    )
+
+
+def _use(spec: ModelSpec) -> str:
+    return (
+        "## Intended use\n\n"
+        f"- **For**: research on classifying pictures into {', '.join(map(text, spec.classes))}, "
+        "by people who can judge the answers.\n"
+        "- **Not for**: decisions about a patient; pictures from other devices, populations or "
+        "preparations than the training data's; any population on which it was not measured."
+    )
+
+
+def _data(spec: ModelSpec, record: Record) -> str:
+    made, data = spec.provenance, record.metrics.get("data", {})
+    lines = [
+        facts(
+            {
+                "source": made.get("data"),
+                "fingerprint": made.get("data_fingerprint"),
+                "split": _split(spec, record),
+            }
+        )
+    ]
+    classes = data.get("classes")
+    if classes:
+        rows = [{"part": part, **counts} for part, counts in classes.items()]
+        lines.append(table(rows))
+    dropped = [f"{n} rows dropped: {text(reason)}" for reason, n in data.get("dropped", {}).items()]
+    if data.get("unreadable"):
+        dropped.append(f"{data['unreadable']} pictures could not be read and were left out")
+    if dropped:
+        lines.append("\n".join(f"- {line}" for line in dropped))
+    return "## Data\n\n" + "\n\n".join(lines)
+
+
+def _split(spec: ModelSpec, record: Record) -> str | None:
+    counts = spec.provenance.get("split")
+    if not counts:
+        return None
+    parts = [part for part in ("train", "val", "test") if part in counts]
+    pictures = ", ".join(f"{part} {counts[part]}" for part in parts) + " pictures"
+    patients: dict[str, set[str]] = {}
+    for row in record.predictions:
+        patients.setdefault(row["split"], set()).add(row["group"])
+    if not patients:
+        return pictures
+    if any("" in names for names in patients.values()):
+        return (
+            f"{pictures}; by picture, since the data names no patients: those of one patient may "
+            "stand on both sides"
+        )
+    known = ", ".join(f"{part} {len(names)}" for part, names in patients.items())
+    return f"{pictures}; by patient ({known})"
+
+
+def _performance(spec: ModelSpec, record: Record) -> str:
+    title = "## Performance"
+    part = record.shown
+    if part is None:
+        known = spec.provenance.get("metrics")
+        if not known:
+            return f"{title}\n\n{UNKNOWN.capitalize()}. Measure it before any use."
+        return f"{title}\n\n{facts({k: number(v) for k, v in known.items()})}"
+    rows = subgroup_rows(record.predictions, spec, part)
+    where = "test pictures, which no choice was made on" if part == "test" else (
+        "validation pictures, which also chose the epoch, the temperature and the threshold: "
+        "expect less on new ones"
+    )  # fmt: skip
+    lines = [
+        f"On {record.metrics[part]['count']} {where}. Intervals hold 95% of bootstrap draws, by "
+        "patient where patients are known; a dash is not defined."
+        + (f" Positive is {text(_positive(spec))}." if len(spec.classes) == 2 else "")
+    ]
+    if rows:
+        lines.append(table([_subgroup(row) for row in rows]))
+        lines.append(
+            "A subgroup's interval that reaches far below the whole's is a warning, not a proof; "
+            "subgroups of few patients say little. What the data has no column for was not looked "
+            "at."
+        )
+    else:
+        lines.append(facts({k: number(record.metrics[part].get(k)) for k in _MEASURES}))
+        lines.append(f"By subgroup: {UNKNOWN.partition(':')[0]}, the run has no predictions.")
+    return f"{title}\n\n" + "\n\n".join(lines)
+
+
+_MEASURES = ("accuracy", "balanced_accuracy", "auroc", "auroc_interval", "average_precision")
+
+
+def _positive(spec: ModelSpec) -> str:
+    return spec.classes[1] if spec.operating_point is None else spec.operating_point.positive
+
+
+def _subgroup(row: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = ("auroc", "sensitivity", "specificity", "accuracy")
+    return {
+        key if key != "auroc" else "AUROC": with_interval(*row[key]) if key in pairs else row[key]
+        for key in ("subgroup", "pictures", "patients", "positives", *pairs)
+        if key in row
+    }
+
+
+def _calibration(spec: ModelSpec, record: Record) -> str:
+    part = record.shown
+    lines = [f"- temperature: {spec.temperature:.4f}, fitted on validation pictures, in the graph"]
+    if part is None:
+        lines[0] = f"- temperature: {spec.temperature:.4f}"
+        lines.append(f"- calibration error: {UNKNOWN}")
+    else:
+        found = record.metrics[part]
+        lines += [
+            f"- expected calibration error ({part}): {number(found.get('ece'))} with the "
+            f"temperature, {number(found.get('ece_before_temperature'))} without, in "
+            f"{found.get('ece_binning', 'bins that are not stated')}",
+            f"- Brier score ({part}): {number(found.get('brier'))}",
+        ]
+    return "## Calibration\n\n" + "\n".join(lines)
+
+
+def _point(spec: ModelSpec, record: Record) -> str:
+    title, point = "## Operating point", spec.operating_point
+    if point is None:
+        return f"{title}\n\nNone is stored: the answer is the most probable class."
+    lines = [
+        f"{text(point.positive)} is called at a probability of {point.threshold:.4f} or more, "
+        f"chosen on validation pictures by the rule `{point.criterion}`."
+    ]
+    rows = [
+        {
+            "on": "validation",
+            "sensitivity": with_interval(point.sensitivity, point.sensitivity_interval),
+            "specificity": with_interval(point.specificity, point.specificity_interval),
+        }
+    ]
+    test = record.metrics.get("test", {}).get("operating_point")
+    if test:
+        rows.append(
+            {
+                "on": "test",
+                "sensitivity": with_interval(test["sensitivity"], test["sensitivity_interval"]),
+                "specificity": with_interval(test["specificity"], test["specificity_interval"]),
+            }
+        )
+    lines.append(table(rows))
+    if test:
+        lines.append(
+            "Predictive values on test, for the share of positives there: positive "
+            f"{number(test['positive_predictive_value'])}, negative "
+            f"{number(test['negative_predictive_value'])}."
+        )
+    return f"{title}\n\n" + "\n\n".join(lines)
+
+
+def _sets(spec: ModelSpec, record: Record) -> str:
+    title = "## Sets of labels"
+    if CONFORMAL_KEY not in spec.extras:
+        return f"{title}\n\nNot calibrated: `coverage` cannot be asked of this model."
+    conformal = Conformal.of(spec)
+    patients = f" of {conformal.groups} patients" if conformal.groups else ""
+    lines = [
+        f"Split conformal sets, calibrated on {conformal.pictures.count} {conformal.calibrated_on} "
+        f"pictures{patients}. The guarantee is an average over pictures like those; it does not "
+        "hold for a single patient, another population, or after a drift."
+    ]
+    part = record.shown
+    rows = record.metrics.get(part, {}).get("label_sets", []) if part else []
+    if rows:
+        lines.append(
+            table(
+                [
+                    {
+                        "wanted": f"{row['wanted']:.0%} of each {row['by']}"
+                        if row["by"] == "class"
+                        else f"{row['wanted']:.0%} of all pictures",
+                        f"covered ({part})": f"{row['coverage']:.3f}",
+                        **{k: f"{v:.3f}" for k, v in row["per_class"].items()},
+                        "labels a set": f"{row['mean_size']:.2f}",
+                    }
+                    for row in rows
+                ]
+            )
+        )
+    return f"{title}\n\n" + "\n\n".join(lines)
+
+
+def _foreign(spec: ModelSpec, record: Record) -> str:
+    title, entry = "## Foreign pictures", NoveltyEntry.of(spec)
+    if entry is None:
+        return f"{title}\n\nThe model cannot tell them: it answers whatever it is shown."
+    lines = [
+        f"Mahalanobis distance of the features from the training pictures' ({entry.file}). A "
+        f"novelty above 1 is foreign; set so that {entry.false_alarms:.1%} of pictures like the "
+        "validation pictures are called so wrongly."
+    ]
+    part = record.shown
+    rate = record.metrics.get(part, {}).get("called_foreign") if part else None
+    if rate is not None:
+        lines.append(f"Called foreign on {part}: {rate:.2%}.")
+    lines.append(
+        "It sees another kind of picture; it does not see a familiar picture with an unfamiliar "
+        "finding."
+    )
+    return f"{title}\n\n" + " ".join(lines)
+
+
+_PASSED: Mapping[object, str] = {True: "yes", False: "no"}
+
+
+def _parity(bundle: Bundle) -> str:
+    rows = []
+    for name, file in bundle.files.items():
+        found = file.certificate or {}
+        rows.append(
+            {
+                "file": name,
+                "precision": file.precision,
+                "passed": _PASSED.get(found.get("passed"), "not run here"),
+                "images": found.get("images"),
+                "largest logit error": small(found.get("logits_max_abs")),
+                "features' cosine": small(found.get("features_cosine_min")),
+                "top-1 flips": found.get("top1_flips"),
+                "decision flips": found.get("decision_flips"),
+            }
+        )
+    return "## Exported files against PyTorch fp32\n\n" + table(rows)
+
+
+def _limits(spec: ModelSpec) -> str:
+    lines = [
+        "Numbers hold for pictures like those of the data above. Other scanners, populations, "
+        "frequencies of disease and ways of labelling change them: measure again where it is to "
+        "run.",
+        "The labels are taken as true; their errors are in every number.",
+        "A network may use what only goes with the label, such as a marker on the film: look at "
+        "where it looked (`hybrid-export --explain`).",
+    ]
+    if str(spec.provenance.get("data", "")).startswith("phantom"):
+        lines.insert(0, "It was trained on synthetic pictures: it diagnoses nothing.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def facts(known: Mapping[str, Any]) -> str:
+    return fact_list(known, UNKNOWN)

@@ -1,0 +1,53 @@
+"""Files that go with the models of a bundle: what tells foreign pictures, and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybrid_export.card import CARD_MARK, CARD_NAME, model_card
+from hybrid_export.job import Say
+from hybrid_export.record import read_record
+from hybrid_rt.bundle import Bundle
+from hybrid_rt.novelty import EXTRAS_KEY, Novelty, NoveltyEntry
+from hybrid_rt.spec import ModelSpec
+from hybrid_train.checkpoint import checkpoint_file
+
+
+def take_novelty(source: Path, spec: ModelSpec, staged: Path, say: Say) -> ModelSpec:
+    """Copy the trained novelty file; the spec without it where it is not beside the checkpoint.
+
+    Raises DigestError or ModelFileError where it is another run's or damaged.
+    """
+    entry = NoveltyEntry.of(spec)
+    if entry is None:
+        return spec
+    folder = checkpoint_file(source).parent
+    if Novelty.load(folder, spec) is None:
+        say(
+            f"warning: {entry.file} is not beside {checkpoint_file(source)}, so the exported "
+            "model cannot tell foreign pictures; copy it there from the run folder"
+        )
+        extras = {key: value for key, value in spec.extras.items() if key != EXTRAS_KEY}
+        return spec.replace(extras=extras)
+    (staged / entry.file).write_bytes((folder / entry.file).read_bytes())
+    return spec
+
+
+def write_card(bundle: Bundle, source: Path, staged: Path, output: Path, say: Say) -> None:
+    """Stage the model card; a file of that name that was not made here is left alone."""
+    there = output / CARD_NAME
+    if there.exists() and not there.read_text(encoding="utf-8", errors="replace").startswith(
+        CARD_MARK
+    ):
+        say(f"warning: {there} was not written by hybrid-export and is kept; no model card written")
+        return
+    folder = source if source.is_dir() else source.parent
+    text = model_card(bundle, read_record(folder, bundle.spec), name=folder.resolve().name)
+    (staged / CARD_NAME).write_text(text, encoding="utf-8")
+
+
+def companions(bundle: Bundle, staged: Path) -> list[str]:
+    """Names of the staged files that are not models."""
+    entry = NoveltyEntry.of(bundle.spec)
+    names = [CARD_NAME, *([entry.file] if entry else [])]
+    return [name for name in names if (staged / name).is_file()]
