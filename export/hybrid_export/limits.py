@@ -21,7 +21,7 @@ class Limits:
     batch_invariance: float
     auroc_shift: float
     tie_margin: float
-    heatmaps_correlation_min: float
+    heatmaps_correlation: float
     flip_share: float = 0.0
     #: The softmax is computed in fp32 from the file's own logits, in every precision.
     probabilities_consistency: float = 1e-5
@@ -39,7 +39,7 @@ class Limits:
             "auroc_shift": self.auroc_shift,
             "tie_margin": self.tie_margin,
             "flip_share": self.flip_share,
-            "heatmaps_correlation_min": self.heatmaps_correlation_min,
+            "heatmaps_correlation": self.heatmaps_correlation,
         }
 
 
@@ -57,7 +57,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         batch_invariance=1e-5,
         auroc_shift=1e-9,
         tie_margin=2e-4,
-        heatmaps_correlation_min=0.9999,
+        heatmaps_correlation=0.9999,
     ),
     "fp16": Limits(
         logits_max_abs=2e-2,
@@ -65,7 +65,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         batch_invariance=1e-2,
         auroc_shift=0.005,
         tie_margin=4e-3,
-        heatmaps_correlation_min=0.99,
+        heatmaps_correlation=0.99,
     ),
     "bf16": Limits(
         logits_max_abs=2e-1,
@@ -73,7 +73,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         batch_invariance=1e-1,
         auroc_shift=0.01,
         tie_margin=4e-2,
-        heatmaps_correlation_min=0.95,
+        heatmaps_correlation=0.95,
     ),
     "int8": Limits(
         logits_max_abs=1.0,
@@ -81,7 +81,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         batch_invariance=1e-1,
         auroc_shift=0.01,
         tie_margin=4e-2,
-        heatmaps_correlation_min=0.8,
+        heatmaps_correlation=0.8,
         flip_share=0.01,
     ),
 }

@@ -88,25 +88,38 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
     return float(np.where(np.isfinite(cosine), cosine, -1.0).min())
 
 
-def heatmap_correlation(got: Outputs, expected: Outputs, floor: float = 0.0) -> float | None:
-    """The smallest correlation of a heatmap with PyTorch's; None where none can be compared.
+def heatmap_correlation(
+    got: Outputs, expected: Outputs, floor: float = 0.0
+) -> tuple[float, float] | None:
+    """How well heatmaps correlate with PyTorch's: the mean over images of the worse branch, and the
+    smallest of all; None where none can be compared.
 
     Only images with the same predicted class are compared: a map is about the class. The heat of a
     map adds up to how far its branch moves the logit, to first order (of the ViT's mean head);
-    below ``floor`` the branch has no say in the answer, its map is rounding and is left out.
+    below ``floor`` the branch has no say in the answer, its map is rounding and is left out. Single
+    images say little: where a unit of the head is near 0, its gradient is there or not.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
-    found = []
+    means, smallest = [], []
     for name in expected:
         if not name.startswith("heatmap_"):
             continue
-        for a, b in zip(got[name][same], expected[name][same], strict=True):
-            if b.sum() > floor and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12):
-                a = a.astype(np.float64) - a.mean(dtype=np.float64)
-                b = b.astype(np.float64) - b.mean(dtype=np.float64)
-                size = math.sqrt(float((a * a).sum() * (b * b).sum()))
-                found.append(float((a * b).sum()) / size if size > 0 else 0.0)
-    return min(found) if found else None
+        found = [
+            _correlation(a, b)
+            for a, b in zip(got[name][same], expected[name][same], strict=True)
+            if b.sum() > floor and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12)
+        ]
+        if found:
+            means.append(float(np.mean(found)))
+            smallest.append(min(found))
+    return (min(means), min(smallest)) if means else None
+
+
+def _correlation(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    a = got.astype(np.float64) - got.mean(dtype=np.float64)
+    b = expected.astype(np.float64) - expected.mean(dtype=np.float64)
+    size = math.sqrt(float((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else 0.0
 
 
 def probability_gap(outputs: Outputs, spec: ModelSpec) -> float:

@@ -148,6 +148,8 @@ def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationS
         except HybridError as err:
             raise type(err)(f"{origin}: {item.name}: {err}") from err
     classes = {name: i for i, name in enumerate(spec.classes)}
+    if spec.classes == (f"no {spec.task}", spec.task):  # how training names a column of 0 and 1
+        classes |= {"0": 0, "1": 1}
     return VerificationSet(
         origin=origin,
         names=tuple(item.name for item in items),
