@@ -7,8 +7,6 @@ copy of the weights and keeps the answer for a picture independent of how many c
 
 from __future__ import annotations
 
-import contextlib
-import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.backends import SessionOptions, check_interface
+from hybrid_rt.backends.ov_cache import CompiledCache
 from hybrid_rt.bundle import BundleFile
 from hybrid_rt.devices import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
@@ -30,16 +29,25 @@ class OpenVinoSession:
     backend = "openvino"
     device = "cpu"
 
-    def __init__(self, core: Any, model: Any, path: Path, config: dict[str, Any], batch: int):
+    def __init__(
+        self, core: Any, path: Path, options: SessionOptions, config: dict[str, Any]
+    ) -> None:
         self._core: Any = core
-        self._model: Any = model
         self._path = path
+        self._spec = options.spec
         self._config = config
-        self._sizes = sorted({1, batch}, reverse=True)
+        self._cache: CompiledCache | None = None
+        if options.cache:
+            digest = None if options.entry is None else options.entry.sha256
+            self._cache = CompiledCache.of(
+                path, digest=digest, spec=options.spec, config=config, core=core
+            )
+        self._model: Any = None  # the graph, read when something has to be compiled
+        self._sizes = sorted({1, options.batch_size}, reverse=True)
         self._compiled: dict[int, _Compiled] = {}
         self._lock = threading.Lock()
-        self.output_names = tuple(o.get_any_name() for o in model.outputs)
         first = self._compile(1)
+        self.output_names = first.output_names
         self.detail = first.describe()
         #: How many calls of ``run`` are worth having under way at once.
         self.parallel = first.parallel
@@ -55,19 +63,7 @@ class OpenVinoSession:
             )
         import openvino
 
-        try:
-            core = openvino.Core()
-            model = core.read_model(str(path))
-            check_interface(
-                path,
-                options.spec,
-                {i.get_any_name(): (_type_name(i), _sizes(i)) for i in model.inputs},
-                {o.get_any_name(): _sizes(o) for o in model.outputs},
-            )
-        except HybridError:
-            raise
-        except Exception as err:
-            raise _translate(err, path, "open") from err
+        core = openvino.Core()
         bf16 = _use_bf16(core, options)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -75,15 +71,11 @@ class OpenVinoSession:
         }
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
-        if options.cache:
-            folder = _cache_folder(path)
-            if folder is not None:
-                config["CACHE_DIR"] = str(folder)
-        return cls(core, model, path, config, options.batch_size)
+        return cls(core, path, options, config)
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See Session.run."""
-        if self._model is None:
+        if self._core is None:
             raise BackendError("this session is closed; open the model again")
         try:
             if len(images) in self._sizes:
@@ -102,6 +94,7 @@ class OpenVinoSession:
         with self._lock:
             self._model = self._core = None
             self._compiled = {}
+            self._cache = None  # last: it holds memory of the compiled models
 
     def _cut(self, images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
         parts, start = [], 0
@@ -119,18 +112,44 @@ class OpenVinoSession:
         with self._lock:  # one thread compiles, the others wait for it
             if size in self._compiled:
                 return self._compiled[size]
-            if self._model is None:
+            if self._core is None:
                 raise BackendError("this session is closed; open the model again")
-            try:
-                model = self._model.clone()
-                shape = model.input("images").get_partial_shape()
-                shape[0] = size
-                model.reshape(shape)
-                compiled = _Compiled(self._core.compile_model(model, "CPU", self._config))
-            except Exception as err:
-                raise _translate(err, self._path, "compile") from err
-            self._compiled[size] = compiled
+            found = (
+                None if self._cache is None else self._cache.load(self._core, size, self._config)
+            )
+            if found is None:
+                found = self._compile_graph(size)
+                if self._cache is not None:
+                    self._cache.store(found, size)
+            self._compiled[size] = compiled = _Compiled(found)
             return compiled
+
+    def _compile_graph(self, size: int) -> Any:
+        if self._model is None:
+            self._model = self._read()
+        try:
+            model = self._model.clone()
+            shape = model.input("images").get_partial_shape()
+            shape[0] = size
+            model.reshape(shape)
+            return self._core.compile_model(model, "CPU", self._config)
+        except Exception as err:
+            raise _translate(err, self._path, "compile") from err
+
+    def _read(self) -> Any:
+        try:
+            model = self._core.read_model(str(self._path))
+            check_interface(
+                self._path,
+                self._spec,
+                {i.get_any_name(): (_type_name(i), _sizes(i)) for i in model.inputs},
+                {o.get_any_name(): _sizes(o) for o in model.outputs},
+            )
+        except HybridError:
+            raise
+        except Exception as err:
+            raise _translate(err, self._path, "open") from err
+        return model
 
 
 class _Compiled:
@@ -138,7 +157,7 @@ class _Compiled:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._outputs = len(model.outputs)
+        self.output_names = tuple(o.get_any_name() for o in model.outputs)
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.parallel = int(model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
@@ -150,7 +169,7 @@ class _Compiled:
         # A copy of some microseconds: nothing keeps the caller's array, read-only ones work.
         request.get_input_tensor().data[...] = images
         request.infer()
-        values = [request.get_output_tensor(i).data.copy() for i in range(self._outputs)]
+        values = [request.get_output_tensor(i).data.copy() for i in range(len(self.output_names))]
         self._idle.put(request)
         return values
 
@@ -185,18 +204,6 @@ def _use_bf16(core: Any, options: SessionOptions) -> bool:
     if options.precision in ("fp32", "bf16"):
         return options.precision == "bf16"
     return able and certified_for_bf16(options.entry)
-
-
-def _cache_folder(path: Path) -> Path | None:
-    """Where compiled models are kept: beside the file, else in the user's cache, else nowhere."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (path.parent / ".openvino-cache", user / "hybrid-rt" / "openvino"):
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Compiled models are trusted as they are: only a folder of our own will do.
-            if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-                return folder
-    return None
 
 
 def _sizes(port: Any) -> list[int | None]:

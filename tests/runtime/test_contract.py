@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 
 import numpy as np
+import onnx
 import pytest
 
 from hybrid_rt import HybridEngine
 from hybrid_rt.backends import is_installed, onnxruntime_has_gpu
-from hybrid_rt.backends.ov import certified_for_bf16
+from hybrid_rt.backends.ov import OpenVinoSession, certified_for_bf16
 from hybrid_rt.bundle import Bundle, BundleFile
 
 #: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
@@ -116,13 +117,44 @@ def test_bf16_needs_a_passed_measurement(certificate, expected):
     assert certified_for_bf16(dataclasses.replace(entry, precision="bf16"))
 
 
-def test_openvino_cache_is_kept_when_asked(tiny_folder, tmp_path, pixels):
+def test_openvino_cache_is_kept_when_asked(tiny_folder, tmp_path, pixels, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes((tiny_folder / "model.onnx").read_bytes())
     with HybridEngine(path, backend="openvino") as engine:
         expected = engine.predict(pixels).logits
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    for _ in range(2):
+    with HybridEngine(path, backend="openvino", cache=True) as engine:
+        np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
+    kept = sorted((tmp_path / ".openvino-cache").iterdir())
+    assert len(kept) == 2, "a batch of 1 and the usual batch"
+
+    def read(_self):
+        raise AssertionError("the ONNX file was read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenVinoSession, "_read", read)
         with HybridEngine(path, backend="openvino", cache=True) as engine:
             np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
-        assert list((tmp_path / ".openvino-cache").glob("*.blob"))
+    for damage in (b"", b"not a compiled model", kept[0].read_bytes()[:1000]):
+        for file in kept:
+            file.write_bytes(damage)
+        with HybridEngine(path, backend="openvino", cache=True) as engine:
+            np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
+
+
+def test_another_setting_or_file_is_another_entry(tiny_folder, tmp_path, pixels):
+    path = tmp_path / "model.onnx"
+    path.write_bytes((tiny_folder / "model.onnx").read_bytes())
+    folder = tmp_path / ".openvino-cache"
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 1
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1, threads=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 2
+    model = onnx.load(path)
+    model.doc_string = "another file"
+    onnx.save(model, path)
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 3
