@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import EAGER, HINTED, PEERS, PLAIN, RUNTIME
+from benchmarks.rows import EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME
 from benchmarks.worker import PeerError, Worker
 from hybrid_export.limits import LIMITS
 
@@ -86,6 +86,11 @@ class Arena:
                 raise
         return self._workers[row]
 
+    def load_time(self, row: str) -> float:
+        """Seconds from opening the model to the first prediction, in a new process."""
+        with Worker(row, self.folder) as worker:
+            return worker.load_s
+
     def keep_only(self, rows: Iterable[str]) -> None:
         """End the processes of all other rows, to free their memory."""
         keep = set(rows)
@@ -128,6 +133,8 @@ class Arena:
 def baselines_of(table: str, row: str) -> list[str]:
     """The rows that a row of a table is timed against."""
     others = [EAGER, HINTED] if table == "offline" else [EAGER, RUNTIME, PLAIN]
+    if row.endswith(HEATMAPS):
+        others = [row.removesuffix(HEATMAPS)]
     if table == "file to label":
         others = [EAGER]
     return [other for other in others if other != row]

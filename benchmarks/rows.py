@@ -14,11 +14,15 @@ import numpy as np
 from benchmarks.peers import Peer, Runner, openvino_runner, ort_runner, torch_runner
 
 
-def ours(folder: Path, file: str, **options: Any) -> Runner:
+#: What a row's name says it does besides.
+CACHED, HEATMAPS = ", cached", ", heatmaps"
+
+
+def ours(folder: Path, file: str, bundle: str = "bundle", **options: Any) -> Runner:
     """This project's runtime on one file of the bundle, as the README calls it."""
     from hybrid_rt import HybridEngine
 
-    engine = HybridEngine(folder / "bundle" / file, **options)
+    engine = HybridEngine(folder / bundle / file, **options)
 
     def logits(predictions: Any) -> np.ndarray:
         return np.stack([p.logits for p in predictions])
@@ -99,6 +103,17 @@ OURS = [
     _own("hybrid-rt fp32", "model.onnx", "fp32", backend="openvino", precision="fp32"),
     *_openvino_modes("model.bf16.onnx", "bf16"),
     *_openvino_modes("model.int8.onnx", "int8"),
+    *(
+        _own(f"hybrid-rt {p}{CACHED}", f"model.{p}.onnx", p, backend="openvino", cache=True)
+        for p in ("bf16", "int8")
+    ),
+    Peer(
+        f"hybrid-rt bf16{HEATMAPS}",
+        partial(ours, file="model.bf16.onnx", bundle="explained", backend="openvino"),
+        ours=True,
+        needs=("explained/model.bf16.onnx",),
+        precision="bf16",
+    ),
     _own("hybrid-rt TensorRT fp16", "model.plan", "fp16", gpu=True, device="cuda:0"),
 ]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.arena import Arena, baselines_of
-from benchmarks.rows import EAGER, HINTED, PEERS, why_not
+from benchmarks.rows import CACHED, EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME, why_not
 from benchmarks.worker import PeerError
 
-LATENCY = [name for name in PEERS if "throughput" not in name]
-OFFLINE = [EAGER, HINTED, *(n for n in PEERS if n.startswith("hybrid-rt") and "fp32" not in n)]
-FILES = [EAGER, *(n for n in LATENCY if n.startswith("hybrid-rt"))]
+LATENCY = [n for n in PEERS if "throughput" not in n and not n.endswith(CACHED)]
+OURS = [n for n in PEERS if n.startswith("hybrid-rt") and not n.endswith((CACHED, HEATMAPS))]
+OFFLINE = [EAGER, HINTED, *(n for n in OURS if "fp32" not in n)]
+FILES = [EAGER, *(n for n in OURS if n in LATENCY)]
+LOADS = [EAGER, RUNTIME, PLAIN, *(n for n in PEERS if n.endswith(CACHED))]
 BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
 
 
@@ -40,6 +42,29 @@ def test_offline(row, arena, rounds, benchmark):
 def test_file_to_label(row, arena, rounds, benchmark):
     """Eight JPEG files, decoding included."""
     measure("file to label", row, "files", (8,), 8, arena, max(5, rounds // 3), benchmark)
+
+
+@pytest.mark.parametrize("row", LOADS)
+def test_load(row, arena, rounds, benchmark):
+    """From opening the model to the first prediction, in a new process, its files read before."""
+    reason = why_not(PEERS[row], arena.folder)
+    if reason:
+        pytest.skip(reason)
+    result = arena.start("load to first prediction", row, 1, [])
+    arena.keep_only(())
+    arena.load_time(row)  # fills the cache, if the row has one
+    others = [PLAIN] if row != PLAIN and why_not(PEERS[PLAIN], arena.folder) is None else []
+    result.others = {name: [] for name in others}
+
+    def before() -> None:
+        for name in others:
+            result.others[name].append(arena.load_time(name))
+
+    def timed() -> None:
+        result.times.append(arena.load_time(row))
+
+    benchmark.pedantic(timed, setup=before, rounds=max(3, rounds // 6), iterations=1)
+    benchmark.extra_info.update(result.to_dict())
 
 
 def measure(

@@ -30,13 +30,12 @@ def pictures(preset):
 
 def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
     """Pictures a second of hybrid-train's loop at its defaults, as its own log reports them."""
-    from hybrid_rt.spec import Preprocess
     from hybrid_train.config import PRESETS
-    from hybrid_train.data import DataOptions, Samples
-    from hybrid_train.fit import RunOptions, make_model
+    from hybrid_train.data import Samples
     from hybrid_train.pictures import Pictures
     from hybrid_train.processes import join_processes
     from hybrid_train.splits import Split
+    from hybrid_train.start import choose_start, make_model
     from hybrid_train.trainer import Trainer
 
     size, batch, _ = SIZES[preset]
@@ -51,15 +50,14 @@ def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> f
         source=list(images).__getitem__,
         names=[str(i) for i in range(len(images))],
     )
-    preprocess = Preprocess(height=size, width=size)
-    table = Pictures(samples, preprocess)
+    start = choose_start(config)
+    table = Pictures(samples, start.preprocess)
     table.decode_all(1e10)
-    options = RunOptions(data="benchmark", output=folder, data_options=DataOptions())
     folder.mkdir(exist_ok=True)
     every = np.arange(len(images))
     split = Split(train=every[8:], val=every[:8], test=every[:0])
     with join_processes() as processes:
-        model, spec = make_model(samples, preprocess, config, options)
+        model, spec = make_model(samples, start, config)
         trainer = Trainer(model, spec, config, table, split, folder, processes, lambda _: None)
         assert trainer.run()
     return float(trainer.progress.history[-1]["images_per_s"])

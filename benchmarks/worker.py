@@ -31,12 +31,16 @@ def serve(connection: Connection, module: str, name: str, folder: str, started: 
         images = np.load(Path(folder) / "images.npy")
         files = sorted(str(p) for p in (Path(folder) / "files").iterdir())
         peer = importlib.import_module(module).PEERS[name]
+        opened = time.perf_counter()
         runner = peer.load(Path(folder))
         logits = runner.pixels(images[:1])
-        first = time.time() - started
-        connection.send(
-            ("ready", {"first_s": first, "facts": runner.facts, "many": bool(runner.many)})
-        )
+        ready = {
+            "load_s": time.perf_counter() - opened,
+            "first_s": time.time() - started,
+            "facts": runner.facts,
+            "many": bool(runner.many),
+        }
+        connection.send(("ready", ready))
         del logits
         while True:
             command, arguments = connection.recv()
@@ -86,7 +90,8 @@ def timed(call: Any) -> float:
 
 
 class Worker:
-    """The parent's end. ``first_s`` is from the start of the process to the first prediction."""
+    """The parent's end. ``load_s`` is from opening the model, imports of its libraries included, to
+    the first prediction; ``first_s`` is that from the start of the process."""
 
     def __init__(
         self, name: str, folder: Path, *, module: str = "benchmarks.rows", limit: float = 900
@@ -104,6 +109,7 @@ class Worker:
         except BaseException:
             self.close()
             raise
+        self.load_s: float = ready["load_s"]
         self.first_s: float = ready["first_s"]
         self.facts: dict[str, Any] = ready["facts"]
         self.has_many: bool = ready["many"]
