@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks.peers import Peer, Runner, openvino_runner, ort_runner, torch_runner
 
-
 #: What a row's name says it does besides.
 CACHED, HEATMAPS = ", cached", ", heatmaps"
 
