@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, right and bottom outside
 
 _OUTPUTS = ("heatmap_vit", "heatmap_cnn")
+_TITLES = {"vit": "ViT", "cnn": "CNN"}
 _OPACITY = 0.65  # of the hottest place
 _CAPTION = 22  # pixels
 _GAP = 6  # pixels between panels
@@ -78,6 +79,18 @@ class Explanation:
         """Where the CNN looked, in the same form."""
         return self._heatmap("heatmap_cnn", self.image.size)
 
+    @property
+    def strength(self) -> dict[str, float]:
+        """How far each branch's heat moves the answer, to first order: "vit" in log-odds, "cnn" in
+        units of the logit.
+
+        A branch with little of it had little say, however its map looks.
+        """
+        return {
+            name.removeprefix("heatmap_"): float(np.maximum(np.nan_to_num(grid), 0).sum())
+            for name, grid in self.grids.items()
+        }
+
     def _heatmap(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
         """For a copy of the picture of another ``size`` (width, height)."""
         across, down = size[0] / self.image.width, size[1] / self.image.height
@@ -88,7 +101,8 @@ class Explanation:
     def overlay(self, *, max_size: int = 640) -> Image.Image:
         """The picture, and the picture under each branch's heatmap, side by side with captions.
 
-        A panel's longer side is at most ``max_size`` pixels.
+        A caption ends with the branch's strength; the weaker branch's heat is fainter. A panel's
+        longer side is at most ``max_size`` pixels.
         """
         from PIL import Image, ImageDraw
 
@@ -97,8 +111,7 @@ class Explanation:
         width, height = plain.size
         panels = (
             (plain, _caption(self.prediction)),
-            (_blend(plain, self._heatmap("heatmap_vit", plain.size)), "ViT"),
-            (_blend(plain, self._heatmap("heatmap_cnn", plain.size)), "CNN"),
+            *(self._panel(plain, branch) for branch in ("vit", "cnn")),
         )
         total = len(panels) * width + (len(panels) - 1) * _GAP
         sheet = Image.new("RGB", (total, height + _CAPTION), "white")
@@ -108,6 +121,13 @@ class Explanation:
             sheet.paste(panel, (left, _CAPTION))
             draw.text((left + 4, 5), caption, fill="black")
         return sheet
+
+    def _panel(self, plain: Image.Image, branch: str) -> tuple[Image.Image, str]:
+        strengths = self.strength
+        largest = max(strengths.values())
+        opacity = _OPACITY * (strengths[branch] / largest) ** 0.5 if largest > 0 else 0.0
+        heatmap = self._heatmap(f"heatmap_{branch}", plain.size)
+        return _blend(plain, heatmap, opacity), f"{_TITLES[branch]} {strengths[branch]:.2f}"
 
     def save(self, path: str | os.PathLike[str], *, max_size: int = 640) -> Path:
         """Write the overlay as PNG, whole or not at all; returns its path."""
@@ -209,12 +229,12 @@ def _unit(grid: NDArray[np.float32]) -> NDArray[np.float32]:
     return positive / largest if largest > 0 else positive
 
 
-def _blend(image: Image.Image, heatmap: NDArray[np.float32]) -> Image.Image:
+def _blend(image: Image.Image, heatmap: NDArray[np.float32], opacity: float) -> Image.Image:
     from PIL import Image
 
     heat = heatmap[..., None]  # [H, W, 1]
     position = np.linspace(0, 1, len(_COLOURS))
     colour = np.concatenate([np.interp(heat, position, _COLOURS[:, c]) for c in range(3)], axis=2)
     pixels = np.asarray(image, np.float32)
-    mixed = pixels * (1 - _OPACITY * heat) + colour * (_OPACITY * heat)
+    mixed = pixels * (1 - opacity * heat) + colour * (opacity * heat)
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

@@ -5,9 +5,12 @@ backwards by hand. Both maps are for the predicted class and are exact:
 
 - ``heatmap_cnn``: Grad-CAM (Selvaraju et al. 2017) of the last feature map, of the class's logit.
 - ``heatmap_vit``: the class token's attention of the last block weighted by its gradient, positive
-  part, mean over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
+  part, sum over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
   the class's log-odds. On phantoms that found twice as many lesions as the logit, most of whose
   gradient says nothing of the decision: a softmax does not see what all logits share.
+
+A map adds up to how far its branch moves that number, to first order: a branch with little heat had
+little say.
 """
 
 from __future__ import annotations
@@ -142,7 +145,7 @@ class VitHeatmap(nn.Module):
         gradient = self.proj(gradient)  # [batch, heads * head_dim]
         gradient = gradient.unflatten(1, (attn.heads, 1, attn.head_dim))
         gradient = gradient @ trace.values.transpose(2, 3)  # d logit / d attention: [b, h, 1, n]
-        heat = (gradient * trace.attention).relu().mean(dim=1) / GRADIENT_SCALE  # [b, 1, n]
+        heat = (gradient * trace.attention).relu().sum(dim=1) / GRADIENT_SCALE  # [b, 1, n]
         return heat[:, :, self.prefix :].unflatten(2, self.grid).flatten(0, 1)
 
     def _mlp_gradient(self, trace: ClassTokenTrace, gradient: Tensor) -> Tensor:

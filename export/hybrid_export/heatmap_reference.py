@@ -37,7 +37,7 @@ def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, ND
     finally:
         handle.remove()
         attention.fused_attn = fused
-    row = (of_weights[:, :, 0] * weights[:, :, 0]).relu().mean(1)  # [batch, n]
+    row = (of_weights[:, :, 0] * weights[:, :, 0]).relu().sum(1)  # [batch, n]
     grid = model.vit.patch_embed.grid_size
     heat_vit = row[:, model.vit.num_prefix_tokens :].unflatten(1, grid)
     channel_weights = of_map.mean((2, 3), keepdim=True)

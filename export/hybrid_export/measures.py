@@ -95,9 +95,9 @@ def heatmap_correlation(
     smallest of all; None where none can be compared.
 
     Only images with the same predicted class are compared: a map is about the class. The heat of a
-    map adds up to how far its branch moves the logit, to first order (of the ViT's mean head);
-    below ``floor`` the branch has no say in the answer, its map is rounding and is left out. Single
-    images say little: where a unit of the head is near 0, its gradient is there or not.
+    map adds up to how far its branch moves the logit, to first order; below ``floor`` the branch
+    has no say in the answer, its map is rounding and is left out. Single images say little: where
+    a unit of the head is near 0, its gradient is there or not.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
     means, smallest = [], []

@@ -165,3 +165,18 @@ def test_an_abstained_answer_has_a_caption_too(engine, pictures):
     explanation = engine.explain(pictures[0])
     abstained = replace(explanation.prediction, label=None, probability=None)
     assert replace(explanation, prediction=abstained).overlay(max_size=40).width > 40
+
+
+def test_a_branch_without_a_say_is_faint(engine, pictures):
+    explanation = engine.explain(pictures[0])
+    loud = np.ones((4, 4), np.float32)
+    grids = {"heatmap_vit": loud * 1e-4, "heatmap_cnn": loud}
+    explanation = replace(explanation, grids=grids)
+    assert explanation.strength == pytest.approx({"vit": 16e-4, "cnn": 16})
+    sheet = np.asarray(explanation.overlay(max_size=40), np.float32)
+    plain, vit, cnn = sheet[:, :40], sheet[:, 46:86], sheet[:, 92:]
+    bottom = slice(-15, None)  # below the captions
+    assert np.abs(vit[bottom] - plain[bottom]).mean() < 3
+    assert np.abs(cnn[bottom] - plain[bottom]).mean() > 30
+    silent = replace(explanation, grids={name: 0 * grid for name, grid in grids.items()})
+    assert silent.overlay(max_size=40).size == explanation.overlay(max_size=40).size
