@@ -255,3 +255,41 @@ def test_the_split_is_kept_for_a_resumed_run_and_bound_to_its_data(tmp_path):
 def test_too_few_patients_for_a_split():
     with pytest.raises(DataError, match="has 3 values of patient_id; a split of 15% needs 7"):
         make_split(grouped([0, 1] * 6, np.arange(12) // 4))
+
+
+def test_a_null_label_is_a_class_of_its_own(hub):
+    for name, message in (("0", "is a class of 'BIRADS' already"), (" ", "is empty")):
+        with pytest.raises(UsageError, match=f"{message}; expected a name of its own"):
+            open_data(str(hub), DataOptions(label="BIRADS", null_label=name))
+
+
+def test_the_label_is_not_the_group(hub):
+    with pytest.raises(UsageError, match="'patient_id' is the label and the group"):
+        open_data(str(hub), DataOptions(label="patient_id"))
+
+
+def test_classes_too_small_for_a_split():
+    with pytest.raises(DataError, match="fewer than 7 pictures of each class of 't'"):
+        make_split(grouped([0, 1] * 5, np.arange(10)))
+
+
+def test_phantoms_are_read_as_any_table(hub):
+    samples = open_data("phantom:24", DataOptions(label="BIRADS", null_label="not assessed"))
+    rows = list(generate(6, seed=0))
+    expected = ["not assessed" if r["BIRADS"] is None else str(int(r["BIRADS"])) for r in rows]
+    assert [samples.classes[k] for k in samples.labels] == expected
+    assert samples.columns["age"] == [row["age"] for row in rows]
+    with pytest.raises(DataError, match="no image column 'scan'; it has image, patient_id"):
+        open_data("phantom:24", DataOptions(image="scan"))
+
+
+def test_paths_in_a_table_are_of_its_folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    rows = []
+    for i in range(4):
+        picture(50 * i).save(tmp_path / "pictures" / f"{i}.png")
+        rows.append({"image": f"pictures/{i}.png", "label": i % 2})
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    samples = open_data(str(tmp_path / "a.parquet"), DataOptions())
+    pixels = [np.asarray(Image.open(samples.source(i)))[0, 0] for i in range(4)]
+    assert pixels == [0, 50, 100, 150]

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from hybrid_rt.errors import CheckpointError, UsageError
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
 from hybrid_train.model import HybridClassifier, describe_branches
-from hybrid_train.pretrained import load_pretrained
+from hybrid_train.pretrained import load_pretrained, read_pretrained
 
 
 @pytest.fixture
@@ -34,12 +34,17 @@ def write(path, name, **options):
     return model.state_dict()
 
 
-def test_files_fill_both_backbones(hybrid, tmp_path):
+def load(hybrid, *files):
     model, spec = hybrid
+    load_pretrained(model, read_pretrained(spec.vit.model, spec.cnn.model, files))
+
+
+def test_files_fill_both_backbones(hybrid, tmp_path):
+    model, _ = hybrid
     vit = write(tmp_path / "vit.safetensors", "test_vit")  # 160 px: position embedding resampled
     cnn = write(tmp_path / "cnn.pth", "test_resnet")
     head = model.head[0].weight.clone()
-    load_pretrained(model, spec, [tmp_path / "vit.safetensors", tmp_path / "cnn.pth"])
+    load(hybrid, tmp_path / "vit.safetensors", tmp_path / "cnn.pth")
     assert torch.equal(model.vit.blocks[0].mlp.fc1.weight, vit["blocks.0.mlp.fc1.weight"])
     own = model.cnn.state_dict()
     assert all(torch.equal(own[n], cnn[n]) for n in own)
@@ -47,18 +52,17 @@ def test_files_fill_both_backbones(hybrid, tmp_path):
 
 
 def test_files_in_the_wrong_order_are_named(hybrid, tmp_path):
-    model, spec = hybrid
     write(tmp_path / "vit.pth", "test_vit")
     write(tmp_path / "cnn.pth", "test_resnet")
     with pytest.raises(CheckpointError, match=r"cnn\.pth (lacks|has another shape)"):
-        load_pretrained(model, spec, [tmp_path / "cnn.pth", tmp_path / "vit.pth"])
+        load(hybrid, tmp_path / "cnn.pth", tmp_path / "vit.pth")
 
 
 def test_one_file_is_a_usage_error(hybrid, tmp_path):
     with pytest.raises(UsageError, match=r"expected none \(the hub\) or two"):
-        load_pretrained(*hybrid, [tmp_path / "vit.pth"])
+        load(hybrid, tmp_path / "vit.pth")
 
 
 def test_without_a_network_the_error_says_how_to_pass_files(hybrid):
     with pytest.raises(CheckpointError, match="--pretrained VIT_FILE CNN_FILE"):
-        load_pretrained(*hybrid, [])
+        load(hybrid)

@@ -64,6 +64,17 @@ def add_data(group: Any) -> None:
     add("--on-bad-image", choices=("fail", "skip"), help="an unreadable picture (default: fail)")
     add("--crop", choices=("none", "breast"), help="cut to the breast (default: none)")
     add("--resize", choices=("stretch", "fit", "fill"), help="aspect ratio (default: stretch)")
+    add(
+        "--high-bit-depth",
+        choices=("full", "minmax"),
+        help="16-bit pictures: map the type's whole range to 0..255, or the picture's own "
+        "(default: full)",
+    )
+    add(
+        "--dicom-window",
+        choices=("stored", "minmax"),
+        help="DICOM: the file's window, or the picture's own range (default: stored)",
+    )
 
 
 def add_network(group: Any) -> None:
@@ -187,7 +198,7 @@ def train(args: argparse.Namespace, command: str) -> int:
         resume=args.resume,
         overwrite=args.overwrite,
         weights=args.weights,
-        size_given=args.image_size is not None,
+        given=frozenset(changes),
         pretrained=args.pretrained,
         command=command,
     )

@@ -37,7 +37,12 @@ def samples_of(table: Table, options: DataOptions) -> Samples:
     group = options.group or next((c for c in GROUP_COLUMNS if c in columns), None)
     if group is not None and group not in columns:
         raise DataError(missing_column("group", group, columns, table.origin))
-    every_name = [label_text(value) or options.null_label for value in table.read(label)]
+    if group == label:
+        raise UsageError(
+            f"{label!r} is the label and the group, which stays on one side of the split; name "
+            "another --label or --group"
+        )
+    every_name = with_null_label([label_text(v) for v in table.read(label)], label, options)
     kept = [row for row, name in enumerate(every_name) if name is not None]
     names = [name for name in every_name if name is not None]
     check_labels(names, len(every_name), label, table)
@@ -58,6 +63,20 @@ def samples_of(table: Table, options: DataOptions) -> Samples:
         columns={column: [values[row] for row in kept] for column, values in cells.items()},
         dropped={f"{label} is null": dropped} if dropped else {},
     )
+
+
+def with_null_label(names: list[str | None], label: str, options: DataOptions) -> list[str | None]:
+    """The labels, nulls as --null-label names them; a class of the data's own is refused."""
+    null_label = options.null_label
+    if null_label is None:
+        return names
+    if not null_label.strip() or null_label in names:
+        raise UsageError(
+            f"--null-label {null_label!r} "
+            + (f"is a class of {label!r} already" if null_label.strip() else "is empty")
+            + "; expected a name of its own, such as 'not assessed'"
+        )
+    return [null_label if name is None else name for name in names]
 
 
 def check_labels(names: list[str], rows: int, label: str, table: Table) -> None:

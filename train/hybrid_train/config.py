@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from hybrid_rt.errors import UsageError
+from hybrid_train.operating import parse_criterion
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+#: Least and greatest value of each numeric setting.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "image_size"), (1, math.inf)),
+    **dict.fromkeys(
+        (
+            "lr",
+            "backbone_lr_scale",
+            "weight_decay",
+            "warmup_epochs",
+            "freeze_epochs",
+            "clip_norm",
+            "mixup",
+            "cutmix",
+            "patience",
+            "workers",
+            "cache_gib",
+            "seed",
+        ),
+        (0, math.inf),
+    ),
+    "layer_decay": (0, 1),
+    "randaugment": (0, 10),  # timm's scale of magnitudes
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +47,8 @@ class TrainConfig:
     dropout: float = 0.2
     crop: Literal["none", "breast"] = "none"
     resize: Literal["stretch", "fit", "fill"] = "stretch"
+    high_bit_depth: Literal["full", "minmax"] = "full"
+    dicom_window: Literal["stored", "minmax"] = "stored"
     epochs: int = 20
     batch_size: int = 32  # over all processes
     accumulate: int = 1  # batches a step
@@ -53,18 +81,47 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "image_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if not self.lr > 0:
-            raise UsageError(f"lr is {self.lr}; expected a positive number")
+        for name, (lowest, highest) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and lowest <= value <= highest):
+                raise UsageError(f"{option(name)} {value}; expected {expected(lowest, highest)}")
         for name in ("label_smoothing", "ema", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected 0 or more, below 1")
+                raise UsageError(
+                    f"{option(name)} {getattr(self, name)}; expected 0 or more, below 1"
+                )
+        for name in ("lr", "layer_decay"):
+            if getattr(self, name) == 0:
+                raise UsageError(f"{option(name)} 0; expected more")
         if not (0 < self.val_fraction < 1 and 0 <= self.test_fraction < 1):
-            raise UsageError("val_fraction and test_fraction are shares between 0 and 1")
+            raise UsageError(
+                f"--val-fraction {self.val_fraction}, --test-fraction {self.test_fraction}; "
+                "expected shares between 0 and 1, of which only that for the test may be 0"
+            )
         if self.val_fraction + self.test_fraction > 0.9:
-            raise UsageError("val_fraction and test_fraction leave too little to train on")
+            raise UsageError(
+                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} "
+                "leave too little to train on; expected 0.9 together or less"
+            )
+        if any(size < 1 for size in self.hidden):
+            raise UsageError(f"--hidden {self.hidden}; expected sizes of 1 or more")
+        parse_criterion(self.threshold)
+
+    def batch_size_for(self, pictures: int, processes: int) -> int:
+        """The global batch size: all pictures where they are fewer than a batch.
+
+        Raises UsageError for one that cannot be dealt to the processes evenly, in pairs for
+        mixup and cutmix.
+        """
+        mixing = self.mixup > 0 or self.cutmix > 0
+        unit = processes * (2 if mixing else 1)
+        if self.batch_size % unit:
+            raise UsageError(
+                f"--batch-size {self.batch_size} with {processes} process(es)"
+                + (" and mixup or cutmix, which pair pictures" if mixing else "")
+                + f"; expected a multiple of {unit}"
+            )
+        return min(self.batch_size, max(unit, pictures - pictures % unit))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,6 +132,15 @@ class TrainConfig:
             known = ", ".join(f.name for f in fields(self))
             raise UsageError(f"unknown setting {unknown[0]!r}; known are {known}")
         return replace(self, **changes)
+
+
+def option(name: str) -> str:
+    """A setting as the command line spells it."""
+    return "--" + name.replace("_", "-")
+
+
+def expected(lowest: float, highest: float) -> str:
+    return f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
 
 
 PRESETS = {

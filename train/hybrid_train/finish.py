@@ -37,6 +37,8 @@ Log = Callable[[str], None]
 KEPT_PICTURES = 32
 #: Files of a finished run that --overwrite removes with the others.
 FITTED = (NOVELTY_NAME, PREDICTIONS)
+#: The key of a finished model's provenance: its bias speaks of the data's own class frequencies.
+PRIOR_RESTORED = "prior_restored"
 #: Training pictures whose features the novelty is fitted to.
 TRAINING_PICTURES = 4096
 
@@ -51,9 +53,10 @@ def finish(
 ) -> dict[str, Any] | None:
     """Measure the best epoch in fp32, fit what validation data fit, write all files."""
     config = trainer.config
-    model = trainer.best_model()
-    counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
-    restore_prior(model.head[-1], counts, config)
+    model, found = trainer.best_model()
+    if PRIOR_RESTORED not in found.provenance:  # else the run was finished before
+        counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
+        restore_prior(model.head[-1], counts, config)
     indices = {n: i for n, i in split.parts().items() if n != "train" and len(i)}
     parts = {name: see(trainer, model, part) for name, part in indices.items()}
     train_features = see(trainer, model, some(split.train, TRAINING_PICTURES, config.seed)).features
@@ -78,6 +81,7 @@ def finish(
         extras={**spec.extras, NOVELTY_KEY: entry.to_dict()},
         provenance={
             **spec.provenance,
+            PRIOR_RESTORED: True,
             "split": {name: len(part) for name, part in split.parts().items()},
             "metrics": {
                 "on": "test" if "test" in results else "val",

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_rt.spec import Head, ModelSpec, Preprocess
-from hybrid_train.checkpoint import BEST, LAST, load_into, load_state
+from hybrid_train.checkpoint import BEST, LAST
 from hybrid_train.config import TrainConfig
 from hybrid_train.data import DataOptions, Samples, open_data
 from hybrid_train.finish import FITTED, finish
-from hybrid_train.model import HybridClassifier, describe_branches
-from hybrid_train.origin import git_commit, versions, write_json
+from hybrid_train.optimization import choose_precision
+from hybrid_train.origin import write_json
 from hybrid_train.pictures import Pictures
-from hybrid_train.pretrained import load_pretrained
 from hybrid_train.processes import join_processes
 from hybrid_train.splits import Split, load_split, make_split, save_split, warnings_of
+from hybrid_train.start import choose_start, make_model
 from hybrid_train.trainer import Trainer
 
 Log = Callable[[str], None]
@@ -37,8 +36,8 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     weights: Path | None = None
-    #: Whether an image size was asked for; else a checkpoint keeps its own.
-    size_given: bool = False
+    #: Settings that were asked for; a checkpoint keeps its own for the others.
+    given: frozenset[str] = frozenset()
     #: None: random weights. Empty: timm's from the hub. Else files, ViT first.
     pretrained: Sequence[Path] | None = None
     command: str = ""
@@ -54,16 +53,16 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         options = replace(options, output=Path(processes.agree(str(options.output))))
         check_output(options)
         processes.barrier()  # all have looked before the first one writes
-        if config.batch_size % processes.world:
-            raise UsageError(
-                f"--batch-size {config.batch_size} cannot be dealt to {processes.world} processes"
-            )
+        config.batch_size_for(config.batch_size, processes.world)
+        choose_precision(config.precision, processes.device)
+        start = choose_start(
+            config, weights=options.weights, pretrained=options.pretrained, given=options.given
+        )
         say = log if processes.first else (lambda _: None)
         samples = open_data(options.data, options.data_options)
         say(describe(samples))
-        preprocess = choose_preprocess(options, config)
-        pictures = Pictures(samples, preprocess)
-        samples = read_pictures(pictures, config, say)
+        pictures = Pictures(samples, start.preprocess)
+        samples = read_pictures(pictures, config, say, quiet=not processes.first)
         split_file = options.output / "split.json"
         if options.resume and split_file.is_file():
             split = load_split(split_file, samples)
@@ -78,17 +77,17 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         for note in warnings_of(samples, split):
             say(f"warning: {note}")
         torch.manual_seed(config.seed)
-        model, spec = make_model(samples, preprocess, config, options)
-        if processes.first:
-            prepare_folder(options, config, samples, split)
+        model, spec = make_model(samples, start, config)
         trainer = Trainer(model, spec, config, pictures, split, options.output, processes, say)
         if options.resume:
             trainer.resume()
             say(
                 f"resuming in epoch {trainer.progress.epoch + 1}, batch {trainer.progress.step + 1}"
             )
+        if processes.first:
+            prepare_folder(options, config, samples, split)
         say(
-            f"training {spec.vit.model} + {spec.cnn.model} at {preprocess.height} px on "
+            f"training {spec.vit.model} + {spec.cnn.model} at {start.preprocess.height} px on "
             f"{processes.device} in {trainer.precision}"
             + (f", {processes.world} processes" if processes.world > 1 else "")
         )
@@ -96,14 +95,6 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
             say(f"stopped; go on with the same command and --resume ({options.output / LAST})")
             return None
         return finish(trainer, samples, split, options, processes, say)
-
-
-def choose_preprocess(options: RunOptions, config: TrainConfig) -> Preprocess:
-    """The settings', or a given checkpoint's own where no size was asked for."""
-    if options.weights is not None and not options.size_given:
-        return load_state(options.weights)[1].preprocess
-    size = config.image_size
-    return Preprocess(height=size, width=size, resize=config.resize, crop=config.crop)
 
 
 def check_output(options: RunOptions) -> None:
@@ -136,10 +127,12 @@ def prepare_folder(
         raise UsageError(f"cannot write to {output}: {err.strerror}") from err
 
 
-def read_pictures(pictures: Pictures, config: TrainConfig, say: Log) -> Samples:
+def read_pictures(
+    pictures: Pictures, config: TrainConfig, say: Log, *, quiet: bool = False
+) -> Samples:
     """Decode all pictures if they fit the cache; leave bad ones out, or fail, as told."""
     say(f"decoding {len(pictures)} pictures")
-    if not pictures.decode_all(config.cache_gib * 2**30):
+    if not pictures.decode_all(config.cache_gib * 2**30, quiet=quiet):
         say(f"they need more than --cache-gib {config.cache_gib:g}: decoded again each epoch")
     if pictures.bad:
         first = list(pictures.bad.values())[:3]
@@ -152,52 +145,6 @@ def read_pictures(pictures: Pictures, config: TrainConfig, say: Log) -> Samples:
         say(f"left out {len(pictures.bad)} pictures that cannot be read: {listing}")
         pictures.drop_bad()
     return pictures.samples
-
-
-def make_model(
-    samples: Samples, preprocess: Preprocess, config: TrainConfig, options: RunOptions
-) -> tuple[HybridClassifier, ModelSpec]:
-    """A new network, with the weights that were asked for, and the spec it is trained under."""
-    origin = {
-        "data": samples.origin,
-        "data_fingerprint": samples.fingerprint(),
-        "seed": config.seed,
-        "commit": git_commit(),
-        "versions": versions(),
-    }
-    if options.weights is not None:
-        state, old = load_state(options.weights)
-        if len(old.classes) != len(samples.classes):
-            state = {n: t for n, t in state.items() if not n.startswith("head.")}
-        spec = old.replace(
-            classes=samples.classes,
-            preprocess=preprocess,
-            task=samples.task,
-            temperature=1.0,
-            operating_point=None,
-            provenance={**origin, "weights": str(options.weights)},
-        )
-        model = HybridClassifier(spec)
-        head = {n: t for n, t in model.state_dict().items() if n.startswith("head.")}
-        load_into(model, {**head, **state}, options.weights)
-        return model, spec
-    size = (config.image_size, config.image_size)
-    vit, cnn = describe_branches(
-        config.vit, config.cnn, size, timm_norm=options.pretrained is not None
-    )
-    spec = ModelSpec(
-        classes=samples.classes,
-        preprocess=preprocess,
-        vit=vit,
-        cnn=cnn,
-        head=Head(hidden=config.hidden, dropout=config.dropout),
-        task=samples.task,
-        provenance=origin,
-    )
-    model = HybridClassifier(spec)
-    if options.pretrained is not None:
-        load_pretrained(model, spec, options.pretrained)
-    return model, spec
 
 
 def describe(samples: Samples) -> str:

@@ -73,6 +73,12 @@ def create_vit(name: str, size: tuple[int, int]) -> nn.Module:
         raise UsageError(f"cannot make the ViT {name!r} at {size[0]}x{size[1]}: {err}") from err
     if not isinstance(model, timm.models.VisionTransformer):
         raise UsageError(f"{name!r} is not a plain ViT; try vit_base_patch16_224")
+    patch = model.patch_embed.patch_size
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise UsageError(
+            f"{size[0]}x{size[1]} pixels cannot be cut into the {patch[0]}x{patch[1]} patches of "
+            f"{name}; expected a multiple of {patch[0]}"
+        )
     return model
 
 

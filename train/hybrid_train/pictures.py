@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from hybrid_rt.errors import DataError, HybridError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 from hybrid_train.data import Samples
-from hybrid_train.tables import available_cores
+from hybrid_train.processes import available_cores
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
@@ -59,9 +60,10 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         except HybridError as err:
             raise DataError(f"{self.samples.names[index]}: {err}") from err
 
-    def decode_all(self, cache_bytes: float) -> bool:
+    def decode_all(self, cache_bytes: float, *, quiet: bool = False) -> bool:
         """Decode every picture once; True where all fit into ``cache_bytes`` and were kept.
 
+        A bar is shown on a terminal unless ``quiet``.
         Notes in ``bad`` those that cannot be read, and in the samples a checksum of the others.
         """
         checksums = [0] * len(self)
@@ -79,7 +81,10 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         if bytes_each * len(self) <= cache_bytes:
             self.cache = np.zeros((len(self), *self._shape, 1), np.uint8)
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(one, range(len(self))):
+            done = pool.map(one, range(len(self)))
+            for _ in tqdm(
+                done, "decoding", len(self), leave=False, disable=True if quiet else None
+            ):
                 pass
         self.samples = replace(self.samples, checksums=tuple(checksums))
         return self.cache is not None
@@ -124,11 +129,13 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         balanced: bool = False,
+        accumulate: int = 1,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.indices, self.labels = indices, labels
         self.batch_size, self.seed, self.balanced = batch_size, seed, balanced
+        self.accumulate = accumulate
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
@@ -146,6 +153,15 @@ class BatchPlan:
             order = rng.permutation(len(self.indices))
         size = self.batch_size
         return [self.indices[order[i * size : (i + 1) * size]] for i in range(len(self))]
+
+    def group_size(self, batch: int) -> int:
+        """Batches whose gradients are averaged together with those of an epoch's n-th."""
+        first = batch - batch % self.accumulate
+        return min(self.accumulate, len(self) - first)
+
+    def ends_group(self, batch: int) -> bool:
+        """Whether the weights move after an epoch's n-th batch."""
+        return (batch + 1) % self.accumulate == 0 or batch + 1 == len(self)
 
     def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
         return batch[self.rank :: self.world]

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from hybrid_rt.errors import CheckpointError, UsageError
-from hybrid_rt.spec import ModelSpec
 from hybrid_train.model import HybridClassifier
 
 
-def load_pretrained(model: HybridClassifier, spec: ModelSpec, files: Sequence[Path]) -> None:
-    """Fill both backbones: from the hub where ``files`` is empty, else from ViT and CNN files.
+@dataclass(frozen=True)
+class Weights:
+    """A backbone's weights, and the file or the model they are of."""
 
-    A file is timm's own (.safetensors or .pth); its classifier is left out, a position embedding
-    of another size is resampled. Raises CheckpointError for a file that does not fit.
+    state: Mapping[str, Tensor]
+    origin: str
+
+
+def read_pretrained(vit: str, cnn: str, files: Sequence[Path]) -> tuple[Weights, Weights]:
+    """Both backbones' weights: from the hub where ``files`` is empty, else ViT's file, then CNN's.
+
+    A file is timm's own, .safetensors or .pth. Raises UsageError or CheckpointError.
     """
+    check_files(files, vit, cnn)
+    if not files:
+        return Weights(download(vit), vit), Weights(download(cnn), cnn)
+    first, second = files
+    return Weights(read_state(first), str(first)), Weights(read_state(second), str(second))
+
+
+def load_pretrained(model: HybridClassifier, weights: tuple[Weights, Weights]) -> None:
+    """Fill both backbones; a classifier is left out, a position embedding resampled.
+
+    Raises CheckpointError for weights that do not fit.
+    """
+    for backbone, one in zip((model.vit, model.cnn), weights, strict=True):
+        fill(backbone, one.state, one.origin)
+
+
+def check_files(files: Sequence[Path], vit: str, cnn: str) -> None:
+    """Raise UsageError or CheckpointError unless ``files`` are none, or two that are there."""
     if files and len(files) != 2:
         raise UsageError(
             f"--pretrained was given {len(files)} file(s); expected none (the hub) or two: the "
-            f"weights of {spec.vit.model}, then of {spec.cnn.model}"
+            f"weights of {vit}, then of {cnn}"
         )
-    for index, (backbone, name) in enumerate(
-        ((model.vit, spec.vit.model), (model.cnn, spec.cnn.model))
-    ):
-        state = read_state(files[index]) if files else download(name)
-        fill(backbone, state, str(files[index]) if files else name)
+    for path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not there; expected a file of timm's weights")
 
 
 def download(name: str) -> Mapping[str, Tensor]:
@@ -38,7 +61,7 @@ def download(name: str) -> Mapping[str, Tensor]:
     try:
         source = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as err:  # hub, network and name errors have no common root
-        text = (str(err).strip().splitlines() or [type(err).__name__])[-1]
+        text = (str(err).strip().splitlines() or [type(err).__name__])[-1].partition(". ")[0]
         raise CheckpointError(
             f"the weights of {name} cannot be had from the hub ({text[:200]}); download them where "
             "there is a network (timm's model.safetensors) and give the files: "
@@ -50,8 +73,6 @@ def download(name: str) -> Mapping[str, Tensor]:
 def read_state(path: Path) -> Mapping[str, Tensor]:
     from hybrid_train.checkpoint import load_pickle
 
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not there; expected a file of timm's weights")
     if path.suffix != ".safetensors":
         return load_pickle(path)
     from safetensors import SafetensorError
@@ -64,10 +85,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def fill(backbone: nn.Module, state: Mapping[str, Any], origin: str) -> None:
-    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-
-    if isinstance(backbone, VisionTransformer):
-        state = checkpoint_filter_fn(dict(state), backbone)
+    state = resampled(backbone, state)
     own = backbone.state_dict()
     missing = [name for name in own if name not in state]
     wrong = [n for n in own if n in state and own[n].shape != state[n].shape]
@@ -76,3 +94,12 @@ def fill(backbone: nn.Module, state: Mapping[str, Any], origin: str) -> None:
         what = "lacks" if missing else "has another shape of"
         raise CheckpointError(f"{origin} {what} {name}; are these the weights of that model?")
     backbone.load_state_dict({name: state[name] for name in own})
+
+
+def resampled(backbone: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A ViT's weights with the position embedding of this backbone's image size."""
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    if not isinstance(backbone, VisionTransformer):
+        return state
+    return checkpoint_filter_fn(dict(state), backbone)

@@ -70,6 +70,11 @@ def take_part(
         raise DataError(
             f"{samples.origin} has {units} {what}; a split of {fraction:.0%} needs {folds} or more"
         )
+    if np.bincount(labels).max() < folds:
+        raise DataError(
+            f"{samples.origin} has fewer than {folds} pictures of each class of {samples.task!r}; "
+            f"a split of {fraction:.0%} needs more: is that the label column?"
+        )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
     splitter = kind(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():

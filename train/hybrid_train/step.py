@@ -5,6 +5,7 @@ All random numbers come from (seed, epoch, batch), so that a resumed run draws t
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -56,12 +57,11 @@ class TrainingStep:
         *,
         epoch: int,
         batch: int,
-        complete: bool,
     ) -> Tensor:
-        """The batch's loss, on the device; ``images`` uint8 ``[b, 3, h, w]``.
+        """The loss, on the device, of the epoch's n-th batch; ``images`` uint8 ``[b, 3, h, w]``.
 
-        ``network`` computes ``self.model``, perhaps distributed or compiled. ``complete`` ends a
-        group of accumulated batches: the weights move.
+        ``network`` computes ``self.model``, perhaps distributed or compiled. The weights move
+        when the batch ends its group of accumulated ones.
         """
         config = self.config
         step = epoch * len(self.plan) + batch
@@ -76,9 +76,21 @@ class TrainingStep:
         total = config.epochs * len(self.plan)
         warmup = round(config.warmup_epochs * len(self.plan))
         set_learning_rate(self.optimizer, learning_rate(step, total, warmup, config.lr))
+        complete = self.plan.ends_group(batch)
+        # Processes exchange gradients once a group.
+        exchange = nullcontext if complete else getattr(network, "no_sync", nullcontext)
+        with exchange():
+            loss = self._backward(network, images, labels, targets, self.plan.group_size(batch))
+        if complete:
+            self._update(step)
+        return loss
+
+    def _backward(
+        self, network: nn.Module, images: Tensor, labels: Tensor, targets: Tensor, group: int
+    ) -> Tensor:
         with autocast(self.precision, self.device):
             logits = network(images)
-        smoothing = config.label_smoothing if targets is labels else 0.0
+        smoothing = self.config.label_smoothing if targets is labels else 0.0
         # The mean over pictures, not over weights: processes with other pictures then agree.
         loss = F.cross_entropy(
             logits.float(),
@@ -87,9 +99,7 @@ class TrainingStep:
             label_smoothing=smoothing,
             reduction="none",
         ).mean()
-        self.scaler.scale(loss / config.accumulate).backward()
-        if complete:
-            self._update(step)
+        self.scaler.scale(loss / group).backward()
         return loss.detach()
 
     def parts(self) -> dict[str, Any]:

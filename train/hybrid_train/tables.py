@@ -125,6 +125,7 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
     from concurrent.futures import ThreadPoolExecutor
 
     from hybrid_train.phantom import parse_phantom
+    from hybrid_train.processes import available_cores
 
     patients = parse_phantom(data)
     workers = min(available_cores(), 8)
@@ -162,12 +163,6 @@ def phantom_rows(bounds: tuple[int, int], *, seed: int) -> list[dict[str, Any]]:
 def last_line(err: BaseException) -> str:
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return (lines[-1] if lines else type(err).__name__)[:200]
-
-
-def available_cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 def quiet_datasets() -> Any:

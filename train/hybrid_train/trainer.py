@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hybrid_rt.errors import TrainingError
+from hybrid_rt.errors import TrainingError, UsageError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train import metrics
 from hybrid_train.checkpoint import BEST, LAST, load_checkpoint, save_state
@@ -23,11 +23,10 @@ from hybrid_train.journal import Journal
 from hybrid_train.model import HybridClassifier
 from hybrid_train.optimization import autocast, choose_precision, freeze_batchnorm
 from hybrid_train.pictures import BatchPlan, Loader, Pictures
-from hybrid_train.processes import Processes
+from hybrid_train.processes import Processes, available_cores
 from hybrid_train.splits import Split
 from hybrid_train.step import TrainingStep
 from hybrid_train.stopping import StopRequest
-from hybrid_train.tables import available_cores
 from hybrid_train.training_state import Progress, load_training_state, save_training_state
 
 Log = Callable[[str], None]
@@ -65,12 +64,14 @@ class Trainer:
         self.plan = BatchPlan(
             split.train,
             labels,
-            batch_size=min(config.batch_size, max(processes.world, len(split.train))),
+            batch_size=config.batch_size_for(len(split.train), processes.world),
             seed=config.seed,
             balanced=config.sampler == "balanced",
+            accumulate=config.accumulate,
             rank=processes.rank,
             world=processes.world,
         )
+        check_batchnorm(self.model, self.plan, config)
         self.step = TrainingStep(
             self.model, config, self.plan, labels, len(spec.classes), self.device, self.precision
         )
@@ -102,11 +103,11 @@ class Trainer:
         if self.processes.first:
             save_training_state(self.folder / LAST, self.step.parts(), self.progress, self.config)
 
-    def best_model(self) -> HybridClassifier:
-        """The network with the weights of the best epoch, in evaluation mode."""
+    def best_model(self) -> tuple[HybridClassifier, ModelSpec]:
+        """The network of the best epoch in evaluation mode, and the spec it was saved with."""
         self.processes.barrier()  # the first process may still be writing it
-        model, _ = load_checkpoint(self.folder / BEST)
-        return model.to(self.device).eval()
+        model, spec = load_checkpoint(self.folder / BEST)
+        return model.to(self.device).eval(), spec
 
     def outputs(self, model: nn.Module, indices: Any, width: int, *, exact: bool = False) -> Any:
         """What a module of this network gives for pictures, float32 ``[n, width]``.
@@ -146,17 +147,9 @@ class Trainer:
         )
         for images, indices in bar:
             progress.waited += time.perf_counter() - waiting_since
-            complete = (progress.step + 1) % self.config.accumulate == 0
-            complete = complete or progress.step + 1 == len(batches)
-            loss = self.step(
-                network,
-                images,
-                indices,
-                epoch=progress.epoch,
-                batch=progress.step,
-                complete=complete,
-            )
-            losses.append(loss)
+            epoch, batch = progress.epoch, progress.step
+            losses.append(self.step(network, images, indices, epoch=epoch, batch=batch))
+            complete = self.plan.ends_group(batch)
             progress.step += 1
             # Reading a loss waits for the GPU, so it is done now and then.
             if complete and (len(losses) >= LOSS_EVERY or progress.step == len(batches)):
@@ -239,3 +232,15 @@ class Trainer:
             return 0
         asked = self.config.workers
         return min(available_cores(), 8) if asked is None else asked
+
+
+def check_batchnorm(model: nn.Module, plan: BatchPlan, config: TrainConfig) -> None:
+    """Refuse to normalize over one picture: raises UsageError."""
+    if plan.batch_size // plan.world > 1 or config.freeze_batchnorm:
+        return
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if any(not isinstance(m, nn.SyncBatchNorm) for m in norms):
+        raise UsageError(
+            f"a batch of {plan.batch_size} leaves a process one picture, too few for batch "
+            "normalization; expected 2 or more for each, or --freeze-batchnorm"
+        )
