@@ -36,10 +36,13 @@ def make_model(
     return model, spec
 
 
-def enliven(model: HybridClassifier, spec: ModelSpec, gain: float = 1.2) -> None:
+def enliven(
+    model: HybridClassifier, spec: ModelSpec, gain: float = 1.2, residual: float = 1.0
+) -> None:
     """Weights of a size that training gives: random initial ones answer nearly the same to all.
 
-    A deep random network is chaotic: with a large ``gain`` it amplifies every rounding.
+    A deep random network is chaotic: with a large ``gain`` it amplifies every rounding, and so it
+    does unless ``residual``, the part that a bottleneck block adds, is small, as training has it.
     """
     height, width = spec.preprocess.height, spec.preprocess.width
     with torch.no_grad():
@@ -55,6 +58,9 @@ def enliven(model: HybridClassifier, spec: ModelSpec, gain: float = 1.2) -> None
             elif isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.weight, 0, gain * module.in_features**-0.5)
                 torch.nn.init.normal_(module.bias, 0, 0.1)
+        for module in model.modules():
+            if hasattr(module, "bn3"):
+                module.bn3.weight.mul_(residual)
         model.train()
         for _ in range(4):  # batch statistics that fit the weights
             for module in model.modules():

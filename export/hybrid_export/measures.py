@@ -91,16 +91,17 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
 def heatmap_correlation(
     got: Outputs, expected: Outputs, floor: float = 0.0
 ) -> tuple[float, float] | None:
-    """How well heatmaps correlate with PyTorch's: the mean over images of the worse branch, and the
-    smallest of all; None where none can be compared.
+    """How well heatmaps correlate with PyTorch's: what three of four maps of the worse branch reach,
+    and the smallest of all; None where none can be compared.
 
     Only images with the same predicted class are compared: a map is about the class. The heat of a
     map adds up to how far its branch moves the logit, to first order; below ``floor`` the branch
-    has no say in the answer, its map is rounding and is left out. Single images say little: where
-    a unit of the head is near 0, its gradient is there or not.
+    has no say in the answer, its map is rounding and is left out. A single image may differ with
+    reason: where a unit of the head is near 0, rounding takes its whole gradient away, and in a
+    layer of 64 units that is 18% of it.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
-    means, smallest = [], []
+    reached, smallest = [], []
     for name in expected:
         if not name.startswith("heatmap_"):
             continue
@@ -110,9 +111,9 @@ def heatmap_correlation(
             if b.sum() > floor and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12)
         ]
         if found:
-            means.append(float(np.mean(found)))
+            reached.append(float(np.quantile(found, 0.25)))
             smallest.append(min(found))
-    return (min(means), min(smallest)) if means else None
+    return (min(reached), min(smallest)) if reached else None
 
 
 def _correlation(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -79,8 +79,8 @@ def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp
     model, spec, _, onnx_model, _ = explained
     expected = pytorch(model, spec).run(pixels(6))
     typed = to_half(onnx_model, precision)
-    mean, smallest = heatmap_correlation(Interpreter(typed).run(pixels(6)), expected)
-    assert mean >= smallest >= least, (mean, smallest)
+    reached, smallest = heatmap_correlation(Interpreter(typed).run(pixels(6)), expected)
+    assert reached >= smallest >= least, (reached, smallest)
     receipt = graph_receipt(save(typed, tmp_path / "typed.onnx"))
     share = receipt["weight_share"]["float16" if precision == "fp16" else "bfloat16"]
     assert share > 0.95, "running backwards must share the weights"
@@ -126,3 +126,14 @@ def test_correlation_leaves_out_a_branch_without_a_say():
     wrong = {**got, "heatmap_cnn": loud[:, ::-1]}
     assert heatmap_correlation(wrong, expected, floor=0.01)[0] < 0
     assert heatmap_correlation(got, {**expected, "heatmap_cnn": silent}, floor=0.01) is None
+
+
+def test_correlation_is_what_three_of_four_maps_reach():
+    logits = np.tile(np.float32([[2, 0]]), (8, 1))
+    maps = np.tile(np.float32([[[0, 1], [2, 3]]]), (8, 1, 1))
+    expected = {"logits": logits, "heatmap_cnn": maps}
+    one, three = maps.copy(), maps.copy()
+    one[0], three[:3] = one[0, ::-1], three[:3, ::-1]
+    reached, smallest = heatmap_correlation({"logits": logits, "heatmap_cnn": one}, expected)
+    assert (reached, smallest) == (pytest.approx(1), pytest.approx(-0.6))
+    assert heatmap_correlation({"logits": logits, "heatmap_cnn": three}, expected)[0] < 0
