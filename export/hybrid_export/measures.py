@@ -91,8 +91,8 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
 def heatmap_correlation(
     got: Outputs, expected: Outputs, floor: float = 0.0
 ) -> tuple[float, float] | None:
-    """How well heatmaps correlate with PyTorch's: what three of four maps of the worse branch reach,
-    and the smallest of all; None where none can be compared.
+    """How well heatmaps correlate with PyTorch's: what three of four maps of the worse branch
+    reach, and the smallest of all; None where none can be compared.
 
     Only images with the same predicted class are compared: a map is about the class. The heat of a
     map adds up to how far its branch moves the logit, to first order; below ``floor`` the branch
