@@ -35,7 +35,10 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec) -
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic_path(Path(path)) as part:
+        part.touch()
+        mode = part.stat().st_mode  # as the user's umask has it; the library makes it private
         save_file(tensors, str(part), metadata={METADATA_KEY: spec.to_json()})
+        part.chmod(mode)
 
 
 def load_checkpoint(

@@ -13,6 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from numpy.typing import NDArray
@@ -119,7 +120,8 @@ def render(report: ReportData) -> str:
     if notes:
         parts.append("<ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul>")
     parts += ["<h2>Data</h2>", data_table(report.counts)]
-    parts += ["<h2>Training</h2>", figures(plots.training(report.history))]
+    parts += ["<h2>Training</h2>", f"<p class='sub'>{esc(speed(report.history))}</p>"]
+    parts.append(figures(plots.training(report.history)))
     parts += [f"<h2>Curves ({esc(shown)})</h2>"]
     before, labels = report.logits[shown], report.labels[shown]
     drawn = plots.quality(before, labels, spec.classes, spec.temperature, spec.operating_point)
@@ -159,12 +161,14 @@ def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
         ("Calibration error", metrics["ece"], f"temperature {spec.temperature:.2f}; "
          f"{number(metrics['ece_before_temperature'])} without"),
     ]  # fmt: skip
-    point = spec.operating_point
-    if point is not None:
+    point, found = spec.operating_point, metrics.get("operating_point")
+    if point is not None and found is not None:
         entries += [
             ("Threshold", point.threshold, f"on {point.positive}, by {point.criterion}"),
-            ("Sensitivity", point.sensitivity, at_threshold(point.sensitivity_interval)),
-            ("Specificity", point.specificity, at_threshold(point.specificity_interval)),
+            *(
+                (name.capitalize(), found[name], at_threshold(found[f"{name}_interval"]))
+                for name in ("sensitivity", "specificity")
+            ),
         ]
     cells = [
         f"<div class='card'><span>{esc(name)}</span><b>{number(value)}</b>"
@@ -176,7 +180,20 @@ def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
 
 def at_threshold(interval: tuple[float, float] | None) -> str:
     known = f", 95% {interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-    return f"at the threshold, validation{known}"
+    return f"at the threshold{known}"
+
+
+def speed(history: Sequence[Mapping[str, Any]]) -> str:
+    """How fast training was, and how much of it went by waiting for pictures."""
+    if not history:
+        return "No epoch was trained."
+    rate = median(row["images_per_s"] for row in history)
+    waited = sum(row["data_wait"] * row["seconds"] for row in history)
+    seconds = sum(row["seconds"] for row in history)
+    return (
+        f"{len(history)} epochs in {seconds:.0f} s, {rate:.0f} pictures a second (median epoch), "
+        f"{waited / max(seconds, 1e-9):.0%} of the time waiting for data."
+    )
 
 
 def data_table(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -86,9 +87,12 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         first = self.processes.first
+        network: nn.Module | None = None
         with self._stop, self.journal.open(progress.epoch + 1) if first else nullcontext():
-            network = self._network()
             while progress.epoch < config.epochs and not progress.out_of_patience(config.patience):
+                self._set_mode()
+                if network is None or progress.epoch == config.freeze_epochs:
+                    network = self._network()  # of the weights that learn from now on
                 if not self._train_epoch(network):
                     return False
                 self._end_epoch()
@@ -132,7 +136,6 @@ class Trainer:
 
     def _train_epoch(self, network: nn.Module) -> bool:
         progress = self.progress
-        self._set_mode()
         batches = self.plan.epoch(progress.epoch)
         shares = [self.plan.share(batch) for batch in batches[progress.step :]]
         started = waiting_since = time.perf_counter()
@@ -220,9 +223,9 @@ class Trainer:
         network: nn.Module = self.model
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
-            network = nn.parallel.DistributedDataParallel(
-                network, device_ids=ids, find_unused_parameters=self.config.freeze_epochs > 0
-            )
+            network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
+            # Of 1x1 convolutions, whose strides mean the same in any order.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if self.config.compile:
             network = torch.compile(network)  # type: ignore[assignment]
         return network
