@@ -73,8 +73,10 @@ def test_the_command_trains_on_each_label(hub, tmp_path, capsys, label, more, cl
 
     run = tmp_path / "run"
     arguments = [str(hub), "--label", label, *more, "--preset", "tiny", "--image-size", "32"]
-    assert main([*arguments, "--epochs", "1", "--output", str(run)]) == 0
+    arguments += ["--epochs", "1", "--threshold", "youden"]
+    assert main([*arguments, "--output", str(run)]) == 0
     out = capsys.readouterr().out
+    assert ("--threshold is not used" in out) == (len(classes) > 2)
     assert ("is null)" in out) == (label in ("BIRADS", "density") and not more)
     assert list(load_checkpoint(run)[1].classes) == classes
 

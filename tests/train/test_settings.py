@@ -1,9 +1,13 @@
 """Settings that cannot work are refused before data is read, and nothing is left behind."""
 
+import re
+import shlex
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from hybrid_train.arguments import EXAMPLES, make_parser
 from hybrid_train.cli import main
 from hybrid_train.config import PRESETS
 from hybrid_train.pictures import BatchPlan
@@ -84,3 +88,37 @@ def test_accumulated_batches_have_equal_weight():
     plan = BatchPlan(np.arange(70), labels, batch_size=10, seed=0, accumulate=3)
     assert [plan.group_size(b) for b in range(7)] == [3, 3, 3, 3, 3, 3, 1]
     assert [plan.ends_group(b) for b in range(7)] == [False, False, True] * 2 + [True]
+
+
+def test_every_option_is_explained_and_has_an_example():
+    """The examples of --help use each option, and each of them is a command that parses."""
+    parser = make_parser()
+    lines = EXAMPLES.replace("\\\n", " ").splitlines()
+    commands = [line.split("-train ", 1)[-1] for line in lines if line.startswith("    hybrid")]
+    commands += [line.split("hybrid_train ")[1] for line in lines if "torchrun" in line]
+    assert len(commands) > 10
+    used = set()
+    for command in commands:
+        parser.parse_args(shlex.split(command))
+        used |= {word for word in shlex.split(command) if word.startswith("--")}
+    for action in parser._actions:
+        assert action.help, action.option_strings
+        if action.option_strings and action.dest != "help":
+            assert set(action.option_strings) <= used, action.option_strings
+
+
+def test_defaults_in_the_help_are_those_of_the_presets():
+    for action in make_parser()._actions:
+        base = getattr(PRESETS["base"], action.dest, None)
+        found = re.search(r"default: ([^;,)]*(?:,\d+)*)(?:; tiny: ([^)]*))?", action.help or "")
+        if base is None or found is None or not isinstance(base, (int, float, str, tuple)):
+            continue
+        for preset, text in zip(("base", "tiny"), found.groups(), strict=True):
+            value = getattr(PRESETS[preset], action.dest)
+            text = text or found[1]
+            if isinstance(value, tuple):
+                assert text == ",".join(map(str, value)), action.dest
+            elif isinstance(value, str):
+                assert text.split()[0] == value or preset == "tiny", (action.dest, text, value)
+            else:
+                assert float(text) == value, (action.dest, preset)
