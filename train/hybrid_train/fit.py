@@ -77,9 +77,7 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         for note in warnings_of(samples, split):
             say(f"warning: {note}")
         if "threshold" in options.given and len(samples.classes) > 2:
-            say(
-                f"warning: --threshold is not used: it parts two classes, not {len(samples.classes)}"
-            )
+            say("warning: --threshold is not used: it parts two classes, and here are more")
         torch.manual_seed(config.seed)
         model, spec = make_model(samples, start, config)
         trainer = Trainer(model, spec, config, pictures, split, options.output, processes, say)
