@@ -86,7 +86,7 @@ def make(preset: str, folder: Path) -> None:
     else:
         arguments += ["--no-tensorrt"]
     explained = [str(folder / "checkpoint"), "--output", str(folder / "explained"), "--explain"]
-    explained += ["--bf16", "--no-tensorrt", "--verify", str(folder / "files")]
+    explained += ["--no-tensorrt", "--verify", str(folder / "files")]
     if export(arguments) != 0 or export([*explained, "--verify-limit", "8"]) != 0:
         raise SystemExit("the export failed; its message is above")
     (folder / "model.json").write_text((folder / "bundle" / "model.json").read_text())

@@ -107,11 +107,10 @@ OURS = [
         for p in ("bf16", "int8")
     ),
     Peer(
-        f"hybrid-rt bf16{HEATMAPS}",
-        partial(ours, file="model.bf16.onnx", bundle="explained", backend="openvino"),
+        f"hybrid-rt fp32{HEATMAPS}",
+        partial(ours, file="model.onnx", bundle="explained", backend="openvino", precision="fp32"),
         ours=True,
-        needs=("explained/model.bf16.onnx",),
-        precision="bf16",
+        needs=("explained/model.onnx",),
     ),
     _own("hybrid-rt TensorRT fp16", "model.plan", "fp16", gpu=True, device="cuda:0"),
 ]

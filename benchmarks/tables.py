@@ -9,7 +9,7 @@ SHORT = {
     "ONNX Runtime fp32": "x ORT",
     "OpenVINO default": "x OpenVINO",
     "OpenVINO throughput hint": "x OV hint",
-    "hybrid-rt bf16": "x no maps",
+    "hybrid-rt fp32": "x no maps",
 }
 
 
