@@ -209,6 +209,8 @@ def test_two_processes_equal_one(folders, tmp_path):
         print(a["train_loss"] - b["train_loss"], a["val_loss"] - b["val_loss"])
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-4)
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
+    made_by = json.loads((tmp_path / "two" / "config.json").read_text())["command"]
+    assert made_by.startswith(f"torchrun --nproc-per-node 2 -m hybrid_train {folders} --preset")
     assert "Warning" not in done.stderr, done.stderr[-2000:]
     a, b = last_state(tmp_path / "one"), last_state(tmp_path / "two")
     gap = max((a[n].float() - b[n].float()).abs().max().item() for n in a)

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        return train(args, "hybrid-train " + shlex.join(arguments))
+        return train(args, f"{started_by()} {shlex.join(arguments)}")
     except HybridError as err:
         if args.debug:
             traceback.print_exc()
@@ -71,6 +71,13 @@ def train(args: argparse.Namespace, command: str) -> int:
     )
     done = fit(options, config, lambda text: print(text, flush=True))
     return 130 if done is None and int(os.environ.get("RANK", "0")) == 0 else 0
+
+
+def started_by() -> str:
+    """The start of the command that is written into the run: several processes are torchrun's."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return "hybrid-train"
+    return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE')} -m hybrid_train"
 
 
 def describe_os_error(err: OSError) -> str:
