@@ -31,7 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"hybrid-train: {describe_os_error(err)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("hybrid-train: stopped before training began", file=sys.stderr)
+        print(
+            "hybrid-train: stopped at once; what was saved is whole: go on with --resume where an "
+            "epoch was ended, else start again",
+            file=sys.stderr,
+        )
         return 130
 
 

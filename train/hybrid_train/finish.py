@@ -120,7 +120,7 @@ def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -
     samples = trainer.pictures.samples
     classes = len(samples.classes)
     width = classes + trainer.spec.num_features
-    both = trainer.outputs(LogitsAndFeatures(model), indices, width, exact=True)
+    both = trainer.outputs(LogitsAndFeatures(model), indices, width, in_fp32=True)
     return Part(
         logits=both[:, :classes],
         features=both[:, classes:],

@@ -41,6 +41,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     )
 
 
+def exact() -> AbstractContextManager[Any]:
+    """Within it, fp32 convolutions are fp32 on a GPU too, not TF32, which cuDNN takes by itself."""
+    flags: AbstractContextManager[Any] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
+
+
 def make_optimizer(model: HybridClassifier, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019): no decay on biases and norms, optional layer-wise decay.
 

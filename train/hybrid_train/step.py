@@ -136,7 +136,7 @@ class TrainingStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(self.model, step)
+            self.average.update(step)
 
     def _class_weights(self, labels: NDArray[np.int64], classes: int) -> Tensor | None:
         if self.config.class_weights == "none":

@@ -22,7 +22,7 @@ from hybrid_train.checkpoint import BEST, LAST, load_checkpoint, save_state
 from hybrid_train.config import TrainConfig
 from hybrid_train.journal import Journal
 from hybrid_train.model import HybridClassifier
-from hybrid_train.optimization import autocast, choose_precision, freeze_batchnorm
+from hybrid_train.optimization import autocast, choose_precision, exact, freeze_batchnorm
 from hybrid_train.pictures import BatchPlan, Loader, Pictures
 from hybrid_train.processes import Processes, available_cores
 from hybrid_train.splits import Split
@@ -113,10 +113,10 @@ class Trainer:
         model, spec = load_checkpoint(self.folder / BEST)
         return model.to(self.device).eval(), spec
 
-    def outputs(self, model: nn.Module, indices: Any, width: int, *, exact: bool = False) -> Any:
+    def outputs(self, model: nn.Module, indices: Any, width: int, *, in_fp32: bool = False) -> Any:
         """What a module of this network gives for pictures, float32 ``[n, width]``.
 
-        ``exact`` computes in fp32 whatever the precision.
+        ``in_fp32`` computes in fp32 whatever the run's precision.
         """
         mine = np.arange(len(indices))[self.processes.rank :: self.processes.world]
         rows: list[Any] = [np.empty((0, width), np.float32)]
@@ -126,7 +126,7 @@ class Trainer:
         model.eval()
         with torch.inference_mode():
             for images, _ in self.data.load(shares):
-                with autocast("fp32" if exact else self.precision, self.device):
+                with exact() if in_fp32 else autocast(self.precision, self.device):
                     out = model(images.to(self.device).float() / 255)
                 rows.append(out.float().cpu().numpy())
         model.train(was)
