@@ -8,7 +8,14 @@ import sys
 
 LINUX_ONLY = ("nvidia-", "cuda-", "triton")
 # Installed without their dependencies, from files of their own.
-ELSEWHERE = ("hybrid-rt", "hybrid_rt", "onnxruntime-ep-nv-tensorrt-rtx", "tensorrt-rtx", "tritonclient", "-e ")
+ELSEWHERE = (
+    "hybrid-rt",
+    "hybrid_rt",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "tensorrt-rtx",
+    "tritonclient",
+    "-e ",
+)
 
 
 def main() -> None:
