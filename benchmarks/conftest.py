@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from benchmarks.prepare import PRESETS, prepared
 from benchmarks.rows import cpu_facts
 from benchmarks.tables import format_tables
 
-ROUNDS = {"full": 20, "tiny": 10}
+#: A row is timed for about so many seconds, and within these numbers of rounds.
+SECONDS, LEAST, MOST = {"full": 30.0, "tiny": 3.0}, 3, 20
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="full",
         help="full: ViT-B/16 + ResNet50 at 224 px (default); tiny: small backbones, quick",
     )
-    group.addoption("--rounds", type=int, help="timed rounds a row (default: 20; tiny: 10)")
+    group.addoption(
+        "--rounds",
+        type=int,
+        help="timed rounds a row (default: what fits into 30 s, tiny 3 s; from 3 to 20)",
+    )
     group.addoption(
         "--prepared",
         type=Path,
@@ -45,6 +51,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("benchmark"):
         config.option.benchmark_columns = ["median", "iqr", "rounds"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rows first, the minutes-long scenarios of LoadGen last; each may take an hour."""
+    order = ["test_floor", "test_rows", "test_training", "test_loadgen"]
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else -1)
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +82,10 @@ def preset(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def rounds(pytestconfig: pytest.Config, preset: str) -> int:
-    return int(pytestconfig.getoption("--rounds") or ROUNDS[preset])
+def rounds(pytestconfig: pytest.Config, preset: str) -> Callable[[float], int]:
+    """How many rounds to time, where one takes so many seconds."""
+    wanted = pytestconfig.getoption("--rounds")
+    return lambda cost: wanted or min(MOST, max(LEAST, int(SECONDS[preset] / cost)))
 
 
 @pytest.fixture(scope="session")

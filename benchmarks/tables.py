@@ -49,7 +49,8 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
         share = floor_share(row, data)
         line += f" {'-':>6}" if share is None else f" {share:6.0%}"
         line += f" {row['parity']['logits_max_abs']:8.1e} {row['first_prediction_s']:8.2f}"
-        line += f" {row['memory_bytes'] / 2**20:6.0f}"
+        memory = row["memory_bytes"]
+        line += f" {memory / 2**20:6.0f}" if memory else f" {'-':>6}"
         lines.append(line)
     return lines
 
@@ -57,7 +58,7 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
 def floor_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
     """Time of the model's operations at the machine's measured rate over the row's time."""
     floor = data.get("floor")
-    if not floor or "p50_ms" not in row:
+    if not floor or row["table"].startswith("load") or "p50_ms" not in row:
         return None
     rate = floor.get(f"{computed_in(row)}_operations_per_s")
     if rate is None:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.loadgen import SCENARIOS, headline, run_child
 from benchmarks.rows import PEERS, why_not
 
-ROW = "hybrid-rt bf16"
+ROW = "hybrid-rt int8"
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

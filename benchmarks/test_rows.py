@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from benchmarks.arena import Arena, baselines_of
@@ -13,6 +15,7 @@ OURS = [n for n in PEERS if n.startswith("hybrid-rt") and not n.endswith((CACHED
 OFFLINE = [EAGER, HINTED, *(n for n in OURS if "fp32" not in n)]
 FILES = [EAGER, *(n for n in OURS if n in LATENCY)]
 LOADS = [EAGER, RUNTIME, PLAIN, *(n for n in PEERS if n.endswith(CACHED))]
+Rounds = Callable[[float], int]  # of the seconds that one round takes
 BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
 
 
@@ -25,7 +28,7 @@ def test_batch_1(row, arena, rounds, benchmark):
 @pytest.mark.parametrize("row", LATENCY)
 def test_batch_8(row, arena, rounds, benchmark):
     """Eight pictures in one call, pixels to logits."""
-    measure("batch 8", row, "pixels", (8,), 8, arena, max(5, rounds // 3), benchmark)
+    measure("batch 8", row, "pixels", (8,), 8, arena, rounds, benchmark)
 
 
 @pytest.mark.parametrize("row", OFFLINE)
@@ -33,15 +36,13 @@ def test_offline(row, arena, rounds, benchmark):
     """As many pictures as possible: four batches of eight, side by side where a row can."""
     batch, count = BATCHES["offline"]
     images = batch * count
-    measure(
-        "offline", row, "offline", (batch, count), images, arena, max(3, rounds // 6), benchmark
-    )
+    measure("offline", row, "offline", (batch, count), images, arena, rounds, benchmark)
 
 
 @pytest.mark.parametrize("row", FILES)
 def test_file_to_label(row, arena, rounds, benchmark):
     """Eight JPEG files, decoding included."""
-    measure("file to label", row, "files", (8,), 8, arena, max(5, rounds // 3), benchmark)
+    measure("file to label", row, "files", (8,), 8, arena, rounds, benchmark)
 
 
 @pytest.mark.parametrize("row", LOADS)
@@ -52,7 +53,7 @@ def test_load(row, arena, rounds, benchmark):
         pytest.skip(reason)
     result = arena.start("load to first prediction", row, 1, [])
     arena.keep_only(())
-    arena.load_time(row)  # fills the cache, if the row has one
+    cost = 2 * arena.load_time(row)  # fills the cache, if the row has one
     others = [PLAIN] if row != PLAIN and why_not(PEERS[PLAIN], arena.folder) is None else []
     result.others = {name: [] for name in others}
 
@@ -63,7 +64,7 @@ def test_load(row, arena, rounds, benchmark):
     def timed() -> None:
         result.times.append(arena.load_time(row))
 
-    benchmark.pedantic(timed, setup=before, rounds=max(3, rounds // 6), iterations=1)
+    benchmark.pedantic(timed, setup=before, rounds=rounds(cost), iterations=1)
     benchmark.extra_info.update(result.to_dict())
 
 
@@ -74,7 +75,7 @@ def measure(
     arguments: tuple[int, ...],
     images: int,
     arena: Arena,
-    rounds: int,
+    rounds: Rounds,
     benchmark,
 ) -> None:
     reason = why_not(PEERS[row], arena.folder)
@@ -94,8 +95,7 @@ def measure(
         pytest.skip(f"{row} does not give PyTorch's answers: {result.parity}")
     worker = arena.worker(row)
     others = {name: arena.worker(name) for name in baselines}
-    for one in (*others.values(), worker):
-        one.ask(command, *arguments)  # warm-up
+    cost = sum(one.ask(command, *arguments) for one in (*others.values(), worker))  # warm-up
     result.others = {name: [] for name in others}
 
     def before() -> None:
@@ -105,6 +105,6 @@ def measure(
     def timed() -> None:
         result.times.append(worker.ask(command, *arguments))
 
-    benchmark.pedantic(timed, setup=before, rounds=rounds, iterations=1)
+    benchmark.pedantic(timed, setup=before, rounds=rounds(cost), iterations=1)
     result.memory_bytes = worker.ask("memory")
     benchmark.extra_info.update(result.to_dict())

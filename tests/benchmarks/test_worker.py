@@ -45,6 +45,12 @@ def test_a_worker_answers_times_logits_and_facts(folder):
     worker.close()
 
 
+def test_memory_is_the_row_s_own(folder):
+    ours = np.ones(400 * 2**20, np.uint8)  # the parent's peak
+    with Worker("good", folder, module="rows_for_test") as worker:
+        assert worker.ask("memory") < ours.nbytes
+
+
 @pytest.mark.parametrize(
     ("row", "message"), [("broken", "no such device"), ("dying", "process ended, code 7")]
 )

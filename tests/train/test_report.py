@@ -48,6 +48,19 @@ class Outline(html.parser.HTMLParser):
         return text in " ".join(" ".join(self.text).split())
 
 
+LABEL_SETS = [
+    {
+        "wanted": 0.9,
+        "by": "class",
+        "coverage": 0.8765,
+        "per_class": {"cancer": 0.7654},
+        "mean_size": 1.2345,
+        "single": 0.7777,
+        "note": "too few pictures",
+    }
+]
+
+
 def made(classes=("no cancer", "cancer"), part="test", seed=0, **changes):
     """Data of a run of 60 pictures whose answers are right more often than not."""
     rng = np.random.default_rng(seed)
@@ -110,7 +123,7 @@ def made(classes=("no cancer", "cancer"), part="test", seed=0, **changes):
             part: evaluate(
                 logits, labels, classes, groups=groups, temperature=1.3, bootstrap=50
             )
-            | {"operating_point": found}
+            | {"operating_point": found, "called_foreign": 0.0125, "label_sets": LABEL_SETS}
         },
         "logits": {part: logits},
         "labels": {part: labels},
@@ -151,6 +164,9 @@ def test_it_shows_the_numbers_and_how_they_came_about():
         "torch 2.15.0",
         "7 rows dropped: cancer is null",
         "view CC",
+        "90% of each class 0.8765 0.7654 1.2345 0.7777 too few pictures",
+        "called foreign",
+        "0.0125",
         "15 equal-width bins of the top label's probability",
         LIMITS,
     ):

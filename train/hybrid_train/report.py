@@ -33,6 +33,12 @@ CHOSEN_ON_VAL = (
     "pictures measured here, so expect somewhat less on new ones."
 )
 
+BY = {"class": "each class", "picture": "all pictures"}
+LABEL_SETS = (
+    "Split conformal prediction, calibrated on the validation part: the share of pictures whose set "
+    "holds the true label. hybrid-predict gives these sets with --coverage."
+)
+
 STYLE = """
 :root{--ink:#17202a;--soft:#5d6b78;--line:#e2e7ec;--blue:#1565c0}
 *{box-sizing:border-box}
@@ -134,6 +140,9 @@ def render(report: ReportData) -> str:
     )
     parts += [f"<h2>By class ({esc(shown)})</h2>"]
     parts.append(rows_table(report.metrics[shown]["per_class"]))
+    if sets := report.metrics[shown].get("label_sets"):
+        parts += [f"<h2>Sets of labels ({esc(shown)})</h2>", label_sets_table(sets)]
+        parts.append(f"<p class='sub'>{esc(LABEL_SETS)}</p>")
     if report.subgroups:
         parts += [f"<h2>By subgroup ({esc(shown)})</h2>", rows_table(report.subgroups)]
     for title, wrong in (("Wrong answers, surest first", True), ("Right answers", False)):
@@ -210,6 +219,22 @@ def measures_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         [
             {"measure": name.replace("_", " "), **{s: m.get(name) for s, m in metrics.items()}}
             for name in names
+        ]
+    )
+
+
+def label_sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
+    return rows_table(
+        [
+            {
+                "wanted": f"{row['wanted']:.0%} of {BY[row['by']]}",
+                "covered": row["coverage"],
+                **{f"of {name}": share for name, share in row["per_class"].items()},
+                "labels a set": row["mean_size"],
+                "sets of one label": row["single"],
+                "note": row["note"],
+            }
+            for row in sets
         ]
     )
 

@@ -1,0 +1,44 @@
+"""The floor counts a model's operations and measures rates of the right order."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.floor import count_operations, matmul_rate
+from benchmarks.tables import floor_share
+
+
+def test_operations_of_a_convolution_and_a_product(tmp_path):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    weight = rng.normal(size=(8, 5)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "kernel"], ["map"], pads=[1, 1, 1, 1]),
+            helper.make_node("MatMul", ["map", "weight"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 8, 5])],
+        [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(weight, "weight")],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(path))
+    work = count_operations(path)
+    assert work["operations"] == 2 * (4 * 8 * 8) * 27 + 2 * (4 * 8 * 5) * 8
+    assert work["weight_bytes"] == 4 * (kernel.size + weight.size)
+    assert count_operations(path, batch=3)["operations"] == 3 * work["operations"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_rate_is_measured(dtype):
+    rate = matmul_rate(dtype, sizes=(128,), seconds=0.01)
+    assert 1e6 < rate < 1e17
+
+
+def test_the_share_is_of_what_the_row_computed_in():
+    row = {"table": "batch 1", "row": "hybrid-rt int8", "images": 2, "p50_ms": 500.0, "ran": {}}
+    floor = {"operations": 1e9, "int8_operations_per_s": 8e9, "float32_operations_per_s": 1e9}
+    assert floor_share(row, {"floor": floor}) == pytest.approx(0.5)
+    assert floor_share(row | {"table": "load to first prediction"}, {"floor": floor}) is None
