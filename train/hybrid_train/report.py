@@ -35,8 +35,8 @@ CHOSEN_ON_VAL = (
 
 BY = {"class": "each class", "picture": "all pictures"}
 LABEL_SETS = (
-    "Split conformal prediction, calibrated on the validation part: the share of pictures whose set "
-    "holds the true label. hybrid-predict gives these sets with --coverage."
+    "Split conformal prediction, calibrated on the validation part: the share of pictures whose "
+    "set holds the true label. hybrid-predict gives these sets with --coverage."
 )
 
 STYLE = """
