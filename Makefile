@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench clean
+.PHONY: help demo test test-slow check format bench bench-quick clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ format: $(STAMP)  ## Format the sources
 
 bench: $(STAMP)  ## Compare with PyTorch, ONNX Runtime and OpenVINO on this machine
 	$(BIN)/python -m pytest benchmarks
+
+bench-quick: $(STAMP)  ## The same with small networks and three rounds: shows that every row runs
+	$(BIN)/python -m pytest benchmarks --preset tiny --rounds 3 -k "not training and not batch_8" --deselect benchmarks/test_rows.py::test_load
 
 clean:  ## Remove the virtual environment and the demo's results
 	rm -rf $(VENV) demo

@@ -10,6 +10,7 @@ SHORT = {
     "OpenVINO default": "x OpenVINO",
     "OpenVINO throughput hint": "x OV hint",
     "hybrid-rt fp32": "x no maps",
+    "the library alone": "x alone",
 }
 
 
@@ -48,9 +49,13 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
             line += f" {'-':>10}" if ratio is None else f" {ratio:9.2f}x"
         share = floor_share(row, data)
         line += f" {'-':>6}" if share is None else f" {share:6.0%}"
-        line += f" {row['parity']['logits_max_abs']:8.1e} {row['first_prediction_s']:8.2f}"
+        line += f" {row['parity']['logits_max_abs']:8.1e}"
+        first = row["first_prediction_s"]
+        line += f" {first:8.2f}" if first else f" {'-':>8}"
         memory = row["memory_bytes"]
         line += f" {memory / 2**20:6.0f}" if memory else f" {'-':>6}"
+        if "added_ms" in row["ran"]:
+            line += f"  adds {row['ran']['added_ms']:+.2f} ms, {row['ran']['added_share']:+.1%}"
         lines.append(line)
     return lines
 
