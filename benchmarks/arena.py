@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME
+from benchmarks.rows import CUDA, EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME
 from benchmarks.worker import PeerError, Worker
 from hybrid_export.limits import LIMITS
 
@@ -133,8 +133,10 @@ class Arena:
 def baselines_of(table: str, row: str) -> list[str]:
     """The rows that a row of a table is timed against."""
     others = [EAGER, HINTED] if table == "offline" else [EAGER, RUNTIME, PLAIN]
-    if row.endswith(HEATMAPS):
-        others = [row.removesuffix(HEATMAPS)]
     if table == "file to label":
         others = [EAGER]
+    if row.endswith(HEATMAPS):
+        others = [row.removesuffix(HEATMAPS)]
+    elif PEERS[row].gpu:
+        others = CUDA
     return [other for other in others if other != row]

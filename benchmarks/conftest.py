@@ -13,7 +13,7 @@ import pytest
 from benchmarks.arena import Arena
 from benchmarks.page import write_page
 from benchmarks.prepare import PRESETS, prepared
-from benchmarks.rows import cpu_facts
+from benchmarks.rows import machine_facts
 from benchmarks.tables import format_tables
 
 #: A row is timed for about so many seconds, and within these numbers of rounds.
@@ -100,7 +100,7 @@ def arena(folder: Path, pytestconfig: pytest.Config, preset: str):
     arena = Arena(folder)
     arena.extra = {
         "preset": preset,
-        "machine": cpu_facts(),
+        "machine": machine_facts(),
         "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg()[0],
     }

@@ -13,19 +13,57 @@ from typing import Any
 
 import numpy as np
 
+TYPES = ("float32", "bfloat16", "int8")
+CUDA_TYPES = ("float32", "float16", "bfloat16", "int8")
+
 
 def matmul_rate(
-    dtype: str, *, sizes: tuple[int, ...] = (1024, 2048), seconds: float = 1.0
+    dtype: str,
+    *,
+    device: str = "cpu",
+    sizes: tuple[int, ...] | None = None,
+    seconds: float = 1.0,
 ) -> float:
     """Operations a second (2 per multiply-add) of square matrix products, the fastest that is here.
 
-    ``dtype`` is "float32", "bfloat16" or "int8". The products are PyTorch's (MKL or oneDNN) and,
+    ``dtype`` is one of TYPES, or of CUDA_TYPES with ``device`` "cuda", where float32 may use TF32
+    and the products are cuBLAS's. On the CPU the products are PyTorch's (MKL or oneDNN) and,
     for float32, NumPy's (OpenBLAS) and oneDNN's 1x1 convolution: on some processors MKL is not
     the fastest. ``seconds`` is for each size and library.
     """
+    if device == "cuda":
+        import torch
+
+        calls = [(size, _cuda_product(dtype, size)) for size in sizes or (4096, 8192)]
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            return max(2 * size**3 / _best(call, seconds) for size, call in calls)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
     return max(
-        2 * size**3 / _best(call, seconds) for size in sizes for call in _products(dtype, size)
+        2 * size**3 / _best(call, seconds)
+        for size in sizes or (1024, 2048)
+        for call in _products(dtype, size)
     )
+
+
+def _cuda_product(dtype: str, size: int) -> Callable[[], Any]:
+    import torch
+
+    multiply: Callable[[Any, Any], Any]
+    if dtype == "int8":
+        x, y = (torch.randint(-64, 64, (size, size), device="cuda").to(torch.int8) for _ in "xy")
+        multiply, y = torch._int_mm, y.t()  # cuBLAS wants the second one transposed
+    else:
+        x, y = (torch.randn(size, size, device="cuda").to(getattr(torch, dtype)) for _ in "xy")
+        multiply = torch.mm
+
+    def call() -> None:
+        multiply(x, y)
+        torch.cuda.synchronize()
+
+    return call
 
 
 def _products(dtype: str, size: int) -> list[Callable[[], Any]]:
@@ -46,13 +84,19 @@ def _products(dtype: str, size: int) -> list[Callable[[], Any]]:
     return products
 
 
-def copy_bandwidth(*, megabytes: int = 512, seconds: float = 1.0) -> float:
-    """Bytes a second, read plus written, of a large copy on all threads."""
+def copy_bandwidth(*, device: str = "cpu", megabytes: int = 512, seconds: float = 1.0) -> float:
+    """Bytes a second, read plus written, of a large copy in the device's own memory."""
     import torch
 
-    source = torch.ones(megabytes * 2**20 // 4)
+    source = torch.ones(megabytes * 2**20 // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * 4 / _best(lambda: target.copy_(source), seconds)
+
+    def copy() -> None:
+        target.copy_(source)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return 2 * source.numel() * 4 / _best(copy, seconds)
 
 
 def _best(call: Callable[[], Any], seconds: float) -> float:

@@ -99,7 +99,10 @@ def quiet() -> Iterator[None]:
 def torch_runner(
     folder: Path, *, device: str = "cpu", dtype: str | None = None, compile_mode: str | None = None
 ) -> Runner:
-    """PyTorch: eager, under autocast, or compiled; input already normalized, as users do."""
+    """PyTorch: eager, under autocast (on a GPU with weights of that type), or compiled.
+
+    The input is normalized already, as users do.
+    """
     import torch
 
     from hybrid_train.checkpoint import load_checkpoint
@@ -115,11 +118,16 @@ def torch_runner(
     if compile_mode is not None:
         network = torch.compile(model, mode=None if compile_mode == "default" else compile_mode)
     half = getattr(torch, dtype) if dtype else torch.float32
+    autocast = dtype is not None and device == "cpu"
+    if dtype is not None and not autocast:
+        model = model.to(half)
 
     @torch.inference_mode()
     def run(batch: np.ndarray) -> Logits:
         x = torch.from_numpy(batch).to(device)
-        with torch.autocast(torch.device(device).type, dtype=half, enabled=dtype is not None):
+        if dtype is not None:
+            x = x.to(x.dtype if autocast else half, memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=half, enabled=autocast):
             return network(x).float().cpu().numpy()
 
     load = usual_files_to_batch(image_size(folder))
@@ -130,6 +138,8 @@ def torch_runner(
         "compile": compile_mode,
         "threads": torch.get_num_threads(),
     }
+    if device != "cpu":
+        facts["transfers"] = "included"
     return Runner(
         pixels=lambda images: run(usual_pixels_to_batch(images)),
         files=lambda paths: run(load(paths)),
@@ -153,7 +163,11 @@ def ort_runner(folder: Path, *, providers: Sequence[str] = ("CPUExecutionProvide
     return Runner(
         pixels=lambda images: run(usual_pixels_to_batch(images)),
         files=lambda paths: run(load(paths)),
-        facts={"library": f"onnxruntime {ort.__version__}", "device": session.get_providers()[0]},
+        facts={
+            "library": f"onnxruntime {ort.__version__}",
+            "device": session.get_providers()[0],
+            **({} if len(providers) == 1 else {"transfers": "included"}),
+        },
     )
 
 

@@ -39,7 +39,7 @@ def prepared(preset: str, root: Path = Path(".cache/benchmarks")) -> Path:
 
 
 def fingerprint() -> str:
-    """Changes with the sources that make the files, and with the libraries' versions."""
+    """Changes with the sources that make the files, the libraries' versions and the GPU."""
     from importlib.metadata import PackageNotFoundError, version
 
     top = Path(__file__).resolve().parent.parent
@@ -54,7 +54,15 @@ def fingerprint() -> str:
             digest.update(version(library).encode())
         except PackageNotFoundError:
             digest.update(b"-")
+    digest.update(gpu_name().encode())
     return digest.hexdigest()[:12]
+
+
+def gpu_name() -> str:
+    """The GPU that PyTorch would use, or an empty string."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def make(preset: str, folder: Path) -> None:
@@ -81,10 +89,8 @@ def make(preset: str, folder: Path) -> None:
     arguments = [str(folder / "checkpoint"), "--output", str(folder / "bundle")]
     arguments += ["--bf16", "--int8", "--calibrate", str(folder / "files")]
     arguments += ["--verify", str(folder / "files")]
-    if torch.cuda.is_available():
-        arguments += ["--fp16", "--tensorrt"]
-    else:
-        arguments += ["--no-tensorrt"]
+    # With a GPU: the FP16 plan where TensorRT is installed, else a line that says it is not.
+    arguments += ["--fp16"] if torch.cuda.is_available() else ["--no-tensorrt"]
     explained = [str(folder / "checkpoint"), "--output", str(folder / "explained"), "--explain"]
     explained += ["--no-tensorrt", "--verify", str(folder / "files")]
     if export(arguments) != 0 or export([*explained, "--verify-limit", "8"]) != 0:

@@ -34,7 +34,10 @@ def ours(folder: Path, file: str, bundle: str = "bundle", **options: Any) -> Run
         pixels=lambda images: engine.run(images)["logits"],
         files=lambda paths: logits(engine.predict(list(paths))),
         many=many if options.get("mode") == "throughput" else None,
-        facts={key: engine.info[key] for key in ("backend", "device", "detail", "precision")},
+        facts={
+            **{key: engine.info[key] for key in ("backend", "device", "detail", "precision")},
+            **({} if engine.info["device"] == "cpu" else {"transfers": "included"}),
+        },
     )
 
 
@@ -115,6 +118,7 @@ OURS = [
     _own("hybrid-rt TensorRT fp16", "model.plan", "fp16", gpu=True, device="cuda:0"),
 ]
 
+CUDA = [peer.name for peer in USUAL_GPU]
 PEERS = {peer.name: peer for peer in (*USUAL_CPU, *USUAL_GPU, *OURS)}
 
 EAGER, RUNTIME, PLAIN = "PyTorch eager fp32", "ONNX Runtime fp32", "OpenVINO default"
@@ -134,8 +138,8 @@ def why_not(peer: Peer, folder: Path) -> str | None:
     return None
 
 
-def cpu_facts() -> dict[str, Any]:
-    """The processor and what of it this process may use."""
+def machine_facts() -> dict[str, Any]:
+    """The processor, what of it this process may use, and the GPU."""
     model, flags = "unknown", set()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -145,8 +149,11 @@ def cpu_facts() -> dict[str, Any]:
                 model = value.strip()
             elif key.strip() == "flags":
                 flags = set(value.split())
+    from benchmarks.prepare import gpu_name
+
     return {
         "cpu": model,
+        "gpu": gpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "amx": "amx_bf16" in flags,
         "avx512_bf16": "avx512_bf16" in flags,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 SHORT = {
@@ -11,6 +12,9 @@ SHORT = {
     "OpenVINO throughput hint": "x OV hint",
     "hybrid-rt fp32": "x no maps",
     "the library alone": "x alone",
+    "PyTorch fp16, CUDA": "x fp16",
+    "torch.compile max-autotune fp16, CUDA": "x compiled",
+    "ONNX Runtime CUDA": "x ORT CUDA",
 }
 
 
@@ -18,7 +22,8 @@ def format_tables(data: dict[str, Any]) -> str:
     """All tables of a results file, for a terminal of 120 columns."""
     machine = data["machine"]
     amx = "with AMX" if machine["amx"] else "without AMX"
-    lines = [f"{machine['cpu']}, {machine['cores']} cores, {amx}; preset {data['preset']}"]
+    gpu = f"; {machine['gpu']}" if machine.get("gpu") else ""
+    lines = [f"{machine['cpu']}, {machine['cores']} cores, {amx}{gpu}; preset {data['preset']}"]
     for name, value in data.get("floor", {}).items():
         lines.append(f"  {name}: {value:.3g}")
     for table in dict.fromkeys(row["table"] for row in data["rows"]):
@@ -72,9 +77,11 @@ def floor_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
 
 
 def computed_in(row: dict[str, Any]) -> str:
-    """float32, bfloat16 or int8: what a row said it ran in."""
+    """float32, float16, bfloat16 or int8, after "cuda_" on a GPU: what a row said it ran in."""
     words = " ".join(str(v) for v in row["ran"].values()).lower() + " " + row["row"].lower()
-    for name, marks in (("int8", ("int8",)), ("bfloat16", ("bf16", "bfloat16"))):
-        if any(mark in words for mark in marks):
-            return name
-    return "float32"
+    where = "cuda_" if "cuda" in str(row["ran"].get("device", "")).lower() else ""
+    kinds = {"int8": ("int8",), "bfloat16": ("bf16", "bfloat16"), "float16": ("fp16", "float16")}
+    for name, marks in kinds.items():
+        if any(re.search(rf"\b{mark}\b", words) for mark in marks):
+            return where + name
+    return where + "float32"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.floor import copy_bandwidth, count_operations, matmul_rate
+from benchmarks.floor import CUDA_TYPES, TYPES, copy_bandwidth, count_operations, matmul_rate
+from benchmarks.prepare import gpu_name
 
 
 def test_floor(arena, folder, preset):
     arena.keep_only(())
     work = count_operations(folder / "plain.onnx")
-    floor = {f"{d}_operations_per_s": matmul_rate(d) for d in ("float32", "bfloat16", "int8")}
+    floor = {f"{d}_operations_per_s": matmul_rate(d) for d in TYPES}
     floor["bytes_per_s"] = copy_bandwidth()
+    if gpu_name():
+        for dtype in CUDA_TYPES:
+            floor[f"cuda_{dtype}_operations_per_s"] = matmul_rate(dtype, device="cuda")
+        floor["cuda_bytes_per_s"] = copy_bandwidth(device="cuda")
     floor |= work
     arena.extra["floor"] = floor
     assert all(value > 0 for value in floor.values()), floor

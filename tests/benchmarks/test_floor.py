@@ -5,8 +5,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.floor import count_operations, matmul_rate
-from benchmarks.tables import floor_share
+from benchmarks.floor import CUDA_TYPES, copy_bandwidth, count_operations, matmul_rate
+from benchmarks.prepare import gpu_name
+from benchmarks.tables import computed_in, floor_share
 
 
 def test_operations_of_a_convolution_and_a_product(tmp_path):
@@ -42,3 +43,29 @@ def test_the_share_is_of_what_the_row_computed_in():
     floor = {"operations": 1e9, "int8_operations_per_s": 8e9, "float32_operations_per_s": 1e9}
     assert floor_share(row, {"floor": floor}) == pytest.approx(0.5)
     assert floor_share(row | {"table": "load to first prediction"}, {"floor": floor}) is None
+
+
+@pytest.mark.parametrize(
+    ("row", "ran", "rate"),
+    [
+        ("hybrid-rt fp32", {"device": "cpu", "detail": "CPU f32, 1 stream"}, "float32"),
+        ("OpenVINO default", {"device": "CPU", "precision": "<Type: 'bfloat16'>"}, "bfloat16"),
+        ("PyTorch fp16, CUDA", {"device": "cuda", "precision": "float16"}, "cuda_float16"),
+        ("ONNX Runtime CUDA", {"device": "CUDAExecutionProvider"}, "cuda_float32"),
+        (
+            "hybrid-rt TensorRT fp16",
+            {"device": "cuda:0", "detail": "TensorRT 10.3, fp16, NVIDIA L4, CUDA graphs"},
+            "cuda_float16",
+        ),
+    ],
+)
+def test_a_gpu_s_rows_are_held_against_the_gpu_s_rate(row, ran, rate):
+    assert computed_in({"row": row, "ran": ran}) == rate
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_name(), reason="PyTorch finds no NVIDIA GPU")
+@pytest.mark.parametrize("dtype", CUDA_TYPES)
+def test_a_gpu_s_rates_are_measured(dtype):
+    assert matmul_rate(dtype, device="cuda", sizes=(256,), seconds=0.05) > 1e8
+    assert copy_bandwidth(device="cuda", megabytes=8, seconds=0.05) > 1e8
