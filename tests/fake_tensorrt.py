@@ -410,6 +410,7 @@ def _implementations(trt, cuda, parse, delay):
             self._addresses, self._batch, self._aux = {}, None, None
             self._profile = None if engine._contexts else 0
             self._settled = False
+            self._changes = 0
             self._users = threading.Semaphore(1)
 
         def set_input_shape(self, name, shape):
@@ -420,6 +421,7 @@ def _implementations(trt, cuda, parse, delay):
             if not low <= shape[0] <= high or tuple(shape[1:]) != (size, size, 3):
                 return False
             self._settled = self._settled and self._batch == shape[0]
+            self._changes += self._batch != shape[0]
             self._batch = shape[0]
             return True
 
@@ -446,6 +448,7 @@ def _implementations(trt, cuda, parse, delay):
             if not self._users.acquire(blocking=False):
                 raise AssertionError("two threads in one execution context")
             try:
+                changes = self._changes
                 batch, size = self._batch, self._engine_._facts["size"]
                 row = size * size * 3
                 images = cuda.array_at(self._addresses["images"], batch * row)
@@ -455,6 +458,7 @@ def _implementations(trt, cuda, parse, delay):
                 }
 
                 def work():
+                    assert self._changes == changes, "a graph outlived a change of its context"
                     time.sleep(delay)
                     values = expected(images.reshape(batch, size, size, 3))
                     for name, target in targets.items():

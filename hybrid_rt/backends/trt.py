@@ -100,19 +100,19 @@ class TensorRTSession:
         if rows < batches.smallest:  # a plan of fixed batch: fill it up
             filling = np.zeros((batches.smallest - rows, *self._row), np.uint8)
             images = np.concatenate([images, filling])
-        with self._lanes.borrow(batches) as lane:
+        with self._lanes.borrow(batches, len(images)) as lane:
             outputs = lane.run(images)
         if rows < len(images):
             return {name: values[:rows].copy() for name, values in outputs.items()}
         return outputs
 
     def _warm_up(self) -> str | None:
-        """Run the smallest batch until its graph is recorded; why there is no graph, if so."""
+        """Run the smallest batch until its graph was replayed; why there is no graph, if so."""
         batches = self._ranges[0]
         images = np.zeros((batches.smallest, *self._row), np.uint8)
         with self._lanes.borrow(batches) as lane:
-            lane.run(images)
-            lane.run(images)
+            for _ in range(4):  # set up, record, replay twice
+                lane.run(images)
             return lane.graph_problem
 
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from hybrid_rt.cuda import CudaGraph, Gpu
 from hybrid_rt.errors import BackendError
 
-#: Graphs kept by a lane, one for each batch size; further sizes run without.
-_MOST_GRAPHS = 32
+#: A graph is recorded after so many runs of one batch size, at first and at most. Each graph that
+#: was replayed less often than that doubles the number: sizes that alternate are not worth graphs.
+_FIRST_PATIENCE, _MOST_PATIENCE = 2, 64
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,11 @@ class Lane:
         self._outputs = outputs
         self._bindings = bindings
         self._explain = explain  # the end of TensorRT's log, for messages
-        self._graphs: dict[int, CudaGraph] = {}
-        self._seen: set[int] = set()
-        self._batch = 0
+        self._graph: CudaGraph | None = None
+        self._runs = self._replays = 0  # of the present batch size, without and with its graph
+        self._patience = _FIRST_PATIENCE
+        #: The batch size that the context is set to.
+        self.batch = 0
         #: Why graphs are not used any more, if they are not.
         self.graph_problem: str | None = None
         self._host: dict[str, NDArray[Any]] = {}
@@ -80,29 +83,24 @@ class Lane:
         """The outputs by name, copied: float32, the caller's to keep."""
         batch = len(images)
         self._host[self._images.name][:batch] = images
-        if batch != self._batch:
-            self._require(
-                self._context.set_input_shape(self._images.name, (batch, *self._images.row)),
-                f"set the batch to {batch}",
-            )
-            self._batch = batch
-        graph = self._graphs.get(batch)
-        if graph is None:
+        if batch != self.batch:
+            self._set_batch(batch)
+        if self._graph is None:
             self._queue(batch)
-        else:
-            graph.launch(self._stream.handle)
-        self._stream.synchronize()
-        if graph is None and self._bindings is not None:
+            self._stream.synchronize()
+            self._runs += 1
             self._record(batch)
+        else:
+            self._graph.launch(self._stream.handle)
+            self._stream.synchronize()
+            self._replays += 1
         return {
             t.name: np.array(self._host[t.name][:batch], dtype=np.float32) for t in self._outputs
         }
 
     def close(self) -> None:
         """Free everything, in the order CUDA needs."""
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs = {}
+        self._drop_graph()
         self._context = None  # TensorRT frees its own memory with the last reference
         for memory in self._device.values():
             memory.free()
@@ -130,6 +128,27 @@ class Lane:
                 f"set the address of {tensor.name}",
             )
 
+    def _set_batch(self, batch: int) -> None:
+        """Change the context's shape. A graph holds for the shape it was recorded with only.
+
+        NVIDIA: what a context does after a change of its state is not what its graphs recorded, so
+        they are recorded again (TensorRT issue 3798).
+        """
+        if self._graph is not None:
+            often = self._replays >= self._patience
+            self._patience = _FIRST_PATIENCE if often else min(2 * self._patience, _MOST_PATIENCE)
+            self._drop_graph()
+        self._require(
+            self._context.set_input_shape(self._images.name, (batch, *self._images.row)),
+            f"set the batch to {batch}",
+        )
+        self.batch, self._runs, self._replays = batch, 0, 0
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
+
     def _queue(self, batch: int) -> None:
         """Copy in, infer, copy out; all of it waits in the stream."""
         stream, images = self._stream, self._images.name
@@ -140,18 +159,15 @@ class Lane:
             self._gpu.copy_to_host(host, int(self._device[tensor.name]), stream)
 
     def _record(self, batch: int) -> None:
-        """Record a graph for a batch size that came the second time, right after it ran.
+        """Record a graph for a batch size that came several times in a row, right after it ran.
 
         TensorRT sets itself up for a new shape in the first run after the change, which cannot be
         recorded; so a graph is recorded when the last run had the same shape.
         """
-        if self.graph_problem is not None or len(self._graphs) >= _MOST_GRAPHS:
-            return
-        if batch not in self._seen:
-            self._seen.add(batch)
+        if self._bindings is None or self.graph_problem is not None or self._runs < self._patience:
             return
         try:
-            self._graphs[batch] = CudaGraph.record(
+            self._graph = CudaGraph.record(
                 self._bindings, self._stream.handle, lambda: self._queue(batch)
             )
         except BackendError as err:

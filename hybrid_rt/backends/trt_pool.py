@@ -33,9 +33,12 @@ class LanePool:
         self._closed = False
 
     @contextlib.contextmanager
-    def borrow(self, batches: BatchRange) -> Iterator[Lane]:
-        """A lane for this thread alone, with the GPU active. Waits where all are in use."""
-        lane = self._take(batches)
+    def borrow(self, batches: BatchRange, size: int = 0) -> Iterator[Lane]:
+        """A lane for this thread alone, with the GPU active. Waits where all are in use.
+
+        Of several idle ones, that which ran batches of ``size`` last: its graph still holds.
+        """
+        lane = self._take(batches, size)
         whole = False
         try:
             with self._gpu.active():
@@ -62,14 +65,16 @@ class LanePool:
             if last:
                 self._release()
 
-    def _take(self, batches: BatchRange) -> Lane:
+    def _take(self, batches: BatchRange, size: int) -> Lane:
         profile = batches.profile
         with self._changed:
             while True:
                 if self._closed:
                     raise BackendError("this session is closed; open the model again")
-                if self._idle[profile]:
-                    return self._idle[profile].pop()
+                idle = self._idle[profile]
+                if idle:
+                    alike = (i for i, lane in enumerate(idle) if lane.batch == size)
+                    return idle.pop(next(alike, -1))
                 if self._made[profile] < self._limit:
                     self._made[profile] += 1
                     break
@@ -91,7 +96,7 @@ class LanePool:
                 raise
         # There is no room for one more, or TensorRT 8.6 lends a profile to one context only:
         # wait for one of those there are.
-        return self._take(batches)
+        return self._take(batches, size)
 
     def _give_back(self, batches: BatchRange, lane: Lane, whole: bool) -> None:
         with self._changed:

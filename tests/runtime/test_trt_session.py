@@ -14,6 +14,7 @@ from hybrid_rt.backends import SessionOptions, open_session
 from hybrid_rt.backends.trt import MOST_LANES, open_trt
 from hybrid_rt.backends.trt_engine import BatchRange, cut_batch
 from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
+from hybrid_rt.cuda import CudaGraph
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ModelFileError
 from hybrid_rt.errors import UsageError as BadUsage
 
@@ -118,6 +119,7 @@ def test_graphs_are_recorded_the_second_time_and_then_used(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     assert "CUDA graphs" in session.detail
     assert "no CUDA graphs (turned off)" in plain.detail
+    assert machine10.cuda.launches == 2, "opening tries a graph"
     launches = machine10.cuda.launches
     pixels = images(4)
     first, second, third = (session.run(pixels) for _ in range(3))
@@ -126,6 +128,43 @@ def test_graphs_are_recorded_the_second_time_and_then_used(machine10, tmp_path):
         check(outputs, pixels)
         for name, values in plain.run(pixels).items():
             np.testing.assert_array_equal(outputs[name], values)
+
+
+def test_a_graph_ends_with_the_batch_size_it_was_recorded_for(machine10, tmp_path):
+    session = open_plan(machine10, tmp_path)
+    for batch in (4, 4, 4, 1, 4):  # the fake engine refuses a graph of another shape
+        pixels = images(batch, seed=batch)
+        check(session.run(pixels), pixels)
+    assert machine10.cuda.counts()["graphs"] == 0
+
+
+def test_alternating_batch_sizes_are_not_recorded_over_and_over(machine10, tmp_path, monkeypatch):
+    session = open_plan(machine10, tmp_path)
+    recorded = []
+    record = CudaGraph.record.__func__
+
+    def counted(cls, *arguments):
+        recorded.append(1)
+        return record(cls, *arguments)
+
+    monkeypatch.setattr(CudaGraph, "record", classmethod(counted))
+    for batch in (8, 8, 8, 3) * 40:
+        session.run(images(batch))
+    assert 1 <= len(recorded) <= 3
+    for _ in range(70):
+        session.run(images(2))
+    assert machine10.cuda.counts()["graphs"] == 1, "a size that stays gets its graph"
+
+
+def test_a_thread_gets_the_lane_that_has_its_batch_size(machine10, tmp_path):
+    session = open_plan(machine10, tmp_path)
+    lanes, batches = session._lanes, session._ranges[0]
+    with lanes.borrow(batches) as one, lanes.borrow(batches) as other:
+        one.run(images(2))
+        other.run(images(5))
+    for size, lane in ((2, one), (5, other), (2, one)):
+        with lanes.borrow(batches, size) as got:
+            assert got is lane
 
 
 def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypatch):
