@@ -1,10 +1,11 @@
 """Compare the ratios of a run with those kept in the repository.
 
     python -m benchmarks.compare benchmarks/results/results.json benchmarks/baseline.json
-    python -m benchmarks.compare RESULTS BASELINE --update
+    python -m benchmarks.compare RESULTS [RESULTS ...] BASELINE --update
 
 Ratios only, never absolute times: they hold across machines of one kind. Exit code 1 names every
-ratio that fell by more than the tolerance.
+ratio that fell by more than the tolerance. Runs on a shared machine differ, so several may be
+given: the lowest ratio of them is kept, and a fall counts where all of them show it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ def ratios_of(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def combined(runs: list[dict[str, float]], choose: Callable[..., float]) -> dict[str, float]:
+    """Ratio by name over several runs: ``choose``, min or max, of those that have it."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: choose([run[name] for run in runs if name in run]) for name in names}
+
+
 def regressions(new: dict[str, float], old: dict[str, float], tolerance: float) -> list[str]:
     """A line for each ratio that is missing or fell below ``old * (1 - tolerance)``."""
     lines = []
@@ -54,17 +62,23 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m benchmarks.compare benchmarks/results/results.json "
         "benchmarks/baseline.json",
     )
-    parser.add_argument("results", type=Path)
-    parser.add_argument("baseline", type=Path)
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="results.json of one or more runs of one machine"
+    )
+    parser.add_argument("baseline", type=Path, help="the kept ratios")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="default: 0.10")
     parser.add_argument("--update", action="store_true", help="keep these ratios as the baseline")
     args = parser.parse_args(argv)
     try:
-        results = json.loads(args.results.read_text())
+        runs = [json.loads(path.read_text()) for path in args.results]
         kept = json.loads(args.baseline.read_text()) if args.baseline.exists() else {}
-        kind, new = machine_kind(results), ratios_of(results)
+        kind, *others = dict.fromkeys(machine_kind(run) for run in runs)
+        new = combined([ratios_of(run) for run in runs], min if args.update else max)
     except (OSError, ValueError, KeyError, TypeError) as err:
         print(f"compare: cannot read the results or the baseline: {err!r}", file=sys.stderr)
+        return 2
+    if others:
+        print(f"compare: results of several kinds: {kind}; {'; '.join(others)}", file=sys.stderr)
         return 2
     if args.update:
         kept[kind] = new

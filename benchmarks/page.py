@@ -103,11 +103,11 @@ def plot_error(rows: list[dict[str, Any]]) -> Any:
     if not chosen:
         return None
     figure, axes = plt.subplots(figsize=(9, 4))
-    for row in chosen:
+    for row in sorted(chosen, key=lambda r: r["p50_ms"]):
         gap = max(row["parity"]["logits_max_abs"], 1e-8)
-        axes.scatter(row["p50_ms"], gap, color=colour(row["row"]))
-        axes.annotate(row["row"], (row["p50_ms"], gap), fontsize=8, xytext=(5, 3),
-                      textcoords="offset points")  # fmt: skip
+        marker = "o" if row["row"].startswith("hybrid-rt") else "s"
+        axes.plot(row["p50_ms"], gap, marker, label=row["row"])
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_yscale("log")
     axes.set_xlabel("ms a picture, p50")
     axes.set_ylabel("largest logit error against PyTorch fp32")

@@ -5,6 +5,7 @@ HybridEngine builds on it; servers and batch jobs use its two steps, ``load`` an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -61,6 +62,8 @@ class OpenModel:
         model = find_model(Path(path), device=device, backend=backend)
         options = SessionOptions(spec=model.spec, bundle=model.bundle, entry=model.entry, **asked)
         session = open_session(model.path, spec=model.spec, options=options)
+        if rebuild:  # the plan may be another one now
+            model = dataclasses.replace(find_model(model.path), reason=model.reason)
         self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
         self._set_up(session, model.spec, model, batch_size)
 

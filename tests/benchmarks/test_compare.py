@@ -30,6 +30,20 @@ def test_update_keeps_our_ratios_only(baseline):
     assert json.loads(baseline.read_text()) == {"tiny, avx512-bf16, 2 cores": {NAME: 4.0}}
 
 
+def test_several_runs_keep_the_lowest_and_must_all_show_a_fall(tmp_path, capsys):
+    paths = [write_results(tmp_path / f"{ratio}.json", ratio) for ratio in (4.0, 3.0, 2.0)]
+    kept = str(tmp_path / "kept.json")
+    assert main([*paths[:2], kept, "--update"]) == 0
+    assert json.loads((tmp_path / "kept.json").read_text()) == {
+        "tiny, avx512-bf16, 2 cores": {NAME: 3.0}
+    }
+    assert main([paths[2], paths[1], kept]) == 0
+    assert main([paths[2], kept]) == 1
+    other = write_results(tmp_path / "amx.json", 4.0, MACHINE | {"amx": True})
+    assert main([paths[0], other, kept]) == 2
+    assert "several kinds" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("ratio", "code"), [(3.7, 0), (3.5, 1), (5.0, 0)])
 def test_a_fall_beyond_the_tolerance_fails(tmp_path, baseline, capsys, ratio, code):
     results = write_results(tmp_path / "second.json", ratio)

@@ -10,6 +10,7 @@ from fake_machine import FakeMachine
 from fake_tensorrt import VERSIONS, expected, plan_bytes
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from hybrid_rt import HybridEngine
 from hybrid_rt.backends import SessionOptions, open_session
 from hybrid_rt.backends.trt import MOST_LANES, open_trt
 from hybrid_rt.backends.trt_engine import BatchRange, cut_batch
@@ -387,9 +388,9 @@ def test_a_matching_bundle_opens_through_open_session(machine, tmp_path):
     assert "fp32" in session.detail
 
 
-@pytest.mark.parametrize("changes", [{"compute_capability": "7.5"}, {"version": "10.0.1"}])
-def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, monkeypatch, changes):
-    path, options = bundle_of(machine10, tmp_path, **changes)
+@pytest.fixture
+def asked(machine10, monkeypatch):
+    """What a fake of build_plan was asked for."""
     asked = {}
 
     def build(onnx, plan, **choices):
@@ -401,6 +402,12 @@ def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, monkey
         return BuiltPlan(plan, facts | {"max_batch": 8}, {"weight_share": {"float32": 1.0}}, "")
 
     monkeypatch.setattr("hybrid_rt.plan_fit.build_plan", build)
+    return asked
+
+
+@pytest.mark.parametrize("changes", [{"compute_capability": "7.5"}, {"version": "10.0.1"}])
+def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, asked, changes):
+    path, options = bundle_of(machine10, tmp_path, **changes)
     rebuilt = SessionOptions(spec=SPEC, bundle=options.bundle, entry=options.entry, rebuild=True)
     session = open_trt(path, rebuilt)
     pixels = images(2)
@@ -412,6 +419,14 @@ def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, monkey
     bundle.check("model.plan")
     assert bundle.files["model.plan"].built_for == built_for(machine10)
     assert bundle.files["model.plan"].certificate is None
+
+
+def test_an_engine_speaks_of_the_plan_that_it_built(machine10, tmp_path, asked):
+    path, options = bundle_of(machine10, tmp_path, version="10.0.1")
+    with HybridEngine(path, rebuild=True) as engine:
+        assert asked
+        assert engine.info["sha256"] == Bundle.load(tmp_path).files["model.plan"].sha256
+        assert engine.info["sha256"] != options.entry.sha256
 
 
 def test_missing_pycuda_and_tensorrt_name_what_to_install(machine10, tmp_path, monkeypatch):
