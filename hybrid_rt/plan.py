@@ -28,6 +28,7 @@ from hybrid_rt.tensorrt_library import (
     compute_capability_text,
     how_to_get,
     installed_libraries,
+    load_tensorrt,
     title,
 )
 
@@ -128,14 +129,17 @@ def why_no_plan(
 ) -> str | None:
     """Why ``build_plan`` cannot work here and how to make it, as one line; None where it can."""
     try:
-        _choose_library(library, ahead_of_time)
+        chosen = _choose_library(library, ahead_of_time)
     except BackendMissingError as err:
         return str(err)
     if ahead_of_time:
         return None
     problem = driver_problem()
     if problem is None:
-        return None
+        try:  # TensorRT for RTX knows some generations of GPUs only
+            return load_tensorrt(chosen).why_not_for(cuda_device())
+        except BackendMissingError as err:
+            return str(err)
     return (
         f"{problem}. Build on the machine with the GPU, or ahead of time with TensorRT-RTX "
         "(--tensorrt-rtx SM89)"

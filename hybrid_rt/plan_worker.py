@@ -149,19 +149,10 @@ def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
     if request.compute_capabilities:
         return ",".join(request.compute_capabilities)
     device = cuda_device()
-    known = _known_capabilities(library) if library.ahead_of_time else {}
-    if known and device.compute_capability not in known:
-        raise DeviceError(
-            f"{library.label} cannot build for {device}; it knows {', '.join(known)}: use TensorRT "
-            "(--tensorrt) on this GPU"
-        )
+    problem = library.why_not_for(device)
+    if problem is not None:
+        raise DeviceError(problem)
     return device.compute_capability
-
-
-def _known_capabilities(library: TensorRTLibrary) -> dict[str, Any]:
-    members = library.module.ComputeCapability.__members__
-    numbers = sorted((int(name[2:-1]), int(name[-1])) for name in members if name[:2] == "SM")
-    return {f"{major}.{minor}": members[f"SM{major}{minor}"] for major, minor in numbers}
 
 
 def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> None:
@@ -209,7 +200,7 @@ def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> 
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
     if request.compute_capabilities:
-        known = _known_capabilities(library)
+        known = library.known_capabilities
         config.num_compute_capabilities = len(request.compute_capabilities)
         for index, capability in enumerate(request.compute_capabilities):
             if capability not in known:

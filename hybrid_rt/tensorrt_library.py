@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hybrid_rt.cuda_driver import CudaDevice
 from hybrid_rt.errors import BackendMissingError, UsageError
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
@@ -86,6 +87,28 @@ class TensorRTLibrary:
     def ahead_of_time(self) -> bool:
         """Whether a plan can be built for GPUs that are not in this machine."""
         return hasattr(self.module, "ComputeCapability")
+
+    @property
+    def known_capabilities(self) -> dict[str, Any]:
+        """The module's values for the GPUs it can be told to build for, such as "8.9".
+
+        Empty where it builds for the GPU in the machine only.
+        """
+        if not self.ahead_of_time:
+            return {}
+        members = self.module.ComputeCapability.__members__
+        numbers = sorted((int(name[2:-1]), int(name[-1])) for name in members if name[:2] == "SM")
+        return {f"{major}.{minor}": members[f"SM{major}{minor}"] for major, minor in numbers}
+
+    def why_not_for(self, device: CudaDevice) -> str | None:
+        """Why no plan can be built for a GPU of this machine, as one line; None where one can."""
+        known = self.known_capabilities
+        if not known or device.compute_capability in known:
+            return None
+        return (
+            f"{self.label} cannot build for {device}; it knows {', '.join(known)}: use TensorRT on "
+            f"this GPU, {how_to_get('tensorrt')}"
+        )
 
     @property
     def has_timing_cache(self) -> bool:

@@ -5,16 +5,15 @@ import importlib.util
 from tiny_hybrid import write_pictures
 
 from hybrid_rt.cuda_driver import cuda_device, driver_problem
+from hybrid_rt.plan import why_no_plan
 from hybrid_rt.tensorrt_library import installed_libraries
 
 
 def why_not():
     """Why the GPU tests cannot run here; None where they can."""
-    problem = driver_problem()
+    problem = driver_problem() or why_no_plan()
     if problem is not None:
         return problem
-    if not installed_libraries():
-        return "neither tensorrt nor tensorrt_rtx is installed: pip install 'hybrid-rt[gpu]'"
     if importlib.util.find_spec("pycuda") is None:
         return "PyCUDA is not installed: pip install 'hybrid-rt[gpu]'"
     return None

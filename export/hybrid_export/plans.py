@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ def why_no_plan(options: ExportOptions) -> str | None:
     assert library != "none"
     ahead = bool(options.compute_capabilities)
     reason = why_no_tensorrt(library, ahead_of_time=ahead)
+    if reason is None and not ahead and importlib.util.find_spec("pycuda") is None:
+        reason = (
+            "PyCUDA is not installed, without which a plan cannot be run and certified: pip "
+            "install pycuda, which needs the CUDA toolkit (nvcc) on the PATH"
+        )
     if reason is None or options.plans == "auto":
         return reason
     missing = "not installed" in reason

@@ -1,16 +1,21 @@
 """Plans from NVIDIA's own parser and builder: TensorRT for RTX, which needs no GPU to build."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typed_onnx import write_typed_onnx
 
+from hybrid_export.options import ExportOptions
+from hybrid_export.plans import why_no_plan
 from hybrid_export.receipt import check_receipt, graph_receipt
 from hybrid_export.tensorrt import build_plan, why_no_tensorrt
 from hybrid_rt import plan
+from hybrid_rt.cuda_driver import CudaDevice
 from hybrid_rt.errors import (
     BackendMissingError,
     DeviceError,
@@ -18,7 +23,7 @@ from hybrid_rt.errors import (
     ModelFileError,
     UsageError,
 )
-from hybrid_rt.tensorrt_library import compute_capability_text, installed_libraries
+from hybrid_rt.tensorrt_library import TensorRTLibrary, compute_capability_text, installed_libraries
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,6 +239,40 @@ def test_why_no_tensorrt(tmp_path, monkeypatch):
     assert "\n" not in reason
     with pytest.raises(DeviceError, match="no NVIDIA driver here"):
         build_plan(onnx, tmp_path / "model.plan")
+
+
+def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
+    """One GPU, and TensorRT for RTX that knows some generations."""
+    device = CudaDevice(0, "NVIDIA Fake", compute_capability, 2**34)
+    members = {name: index for index, name in enumerate(known)}
+    module = SimpleNamespace(
+        __version__="1.7.1",
+        BuilderFlag=object,
+        ComputeCapability=SimpleNamespace(__members__={**members, "CURRENT": 9}),
+    )
+    monkeypatch.setattr(plan, "driver_problem", lambda: None)
+    monkeypatch.setattr(plan, "cuda_device", lambda *_: device)
+    monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt_rtx",))
+    monkeypatch.setattr(plan, "load_tensorrt", lambda name: TensorRTLibrary("tensorrt_rtx", module))
+
+
+def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(monkeypatch):
+    fake_gpu(monkeypatch, "9.0")
+    reason = why_no_tensorrt() or ""
+    assert reason.startswith("TensorRT-RTX 1.7.1 cannot build for cuda:0 (NVIDIA Fake, compute")
+    assert "it knows 8.9, 12.0: use TensorRT on this GPU, pip install 'tensorrt" in reason
+    fake_gpu(monkeypatch, "12.0")
+    assert why_no_tensorrt() is None
+
+
+def test_a_plan_for_this_machine_needs_pycuda(monkeypatch):
+    fake_gpu(monkeypatch, "8.9")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "PyCUDA is not installed" in (why_no_plan(ExportOptions(fp16=True)) or "")
+    with pytest.raises(BackendMissingError, match="pip install pycuda"):
+        why_no_plan(ExportOptions(fp16=True, plans="tensorrt_rtx"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert why_no_plan(ExportOptions(fp16=True)) is None
 
 
 @pytest.mark.parametrize("text", ["8.9", "SM89", "sm_89", "89", " sm89 "])
