@@ -31,7 +31,18 @@ def format_tables(data: dict[str, Any]) -> str:
         lines += ["", *format_table(table, rows, data)]
     for name, scenario in data.get("loadgen", {}).items():
         lines.append(f"MLPerf LoadGen {name}: {scenario}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *what_ran(data["rows"])])
+
+
+def what_ran(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each row: what it said it ran on and in, and the size of its files."""
+    lines = {"what ran": "", "-" * 40: ""}
+    for row in rows:
+        facts = {k: v for k, v in row["ran"].items() if v is not None and not k.startswith("added")}
+        size = f", file {row['file_bytes'] / 1e6:.0f} MB" if row.get("file_bytes") else ""
+        words = ", ".join(f"{name} {value}" for name, value in facts.items())
+        lines.setdefault(row["row"], f"{words}{size}")
+    return [f"{name:40} {text}".rstrip() for name, text in lines.items()]
 
 
 def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -> list[str]:

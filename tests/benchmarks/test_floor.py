@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.floor import CUDA_TYPES, copy_bandwidth, count_operations, matmul_rate
 from benchmarks.prepare import gpu_name
-from benchmarks.tables import computed_in, floor_share
+from benchmarks.tables import computed_in, floor_share, what_ran
 
 
 def test_operations_of_a_convolution_and_a_product(tmp_path):
@@ -61,6 +61,16 @@ def test_the_share_is_of_what_the_row_computed_in():
 )
 def test_a_gpu_s_rows_are_held_against_the_gpu_s_rate(row, ran, rate):
     assert computed_in({"row": row, "ran": ran}) == rate
+
+
+def test_each_row_says_once_what_ran():
+    ran = {"backend": "openvino", "detail": "CPU bf16, 1 stream", "compile": None, "added_ms": 0.1}
+    row = {"row": "hybrid-rt bf16", "ran": ran, "file_bytes": 225_600_000}
+    lines = what_ran([row, row])
+    assert len(lines) == 3
+    assert lines[-1].split(maxsplit=2)[2] == (
+        "backend openvino, detail CPU bf16, 1 stream, file 226 MB"
+    )
 
 
 @pytest.mark.gpu
