@@ -48,6 +48,7 @@ def write_int8(job: Job) -> bool:
         certificate.kept_fp32 = list(attempt.kept)
         job.report(f"{path.name} (kept in FP32: {', '.join(attempt.kept)})", certificate)
         if certificate.passed:
+            job.try_bf16(certificate, path, "int8")
             receipt = graph_receipt(path)
             job.add(path, "int8", certificate, source="model.onnx", receipt=receipt)
             return True

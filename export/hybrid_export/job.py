@@ -65,6 +65,20 @@ class Job:
         except (BackendMissingError, DeviceError):
             return []
 
+    def try_bf16(self, certificate: Certificate, path: Path, precision: PrecisionName) -> None:
+        """Add a check of the file with everything else in bf16, if it passes.
+
+        OpenVINO can compute so, and the runtime lets it where the certificate says that it may: on
+        a CPU with AMX, what INT8 leaves in float32 would take longer than all that is in INT8.
+        """
+        for runner in self.openvino(path, "bf16"):
+            other = certify(runner, self.reference, self.spec, LIMITS[precision], brief=True)
+            if other.passed:
+                certificate.also.append(other)
+            else:
+                failed = "; ".join(other.failures)
+                self.say(f"{path.name}: not to be run with the rest in bf16: {failed}")
+
     def report(self, name: str, certificate: Certificate) -> None:
         """Say how a file did."""
         verdict = "passed" if certificate.passed else "FAILED"

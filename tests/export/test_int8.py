@@ -1,0 +1,164 @@
+"""INT8: calibrated Q/DQ that every library runs, certified, with sensitive layers left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from hybrid_export import int8, job, pipeline
+from hybrid_export.calibration import measure_ranges
+from hybrid_export.cli import main
+from hybrid_export.interpreter import Interpreter
+from hybrid_export.ladder import nodes_of
+from hybrid_export.limits import LIMITS
+from hybrid_export.onnx_file import load
+from hybrid_export.quantize import layers, quantize
+from hybrid_rt import HybridEngine
+from hybrid_rt.bundle import Bundle
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, checkpoint, pictures, tiny_onnx):
+    folder = tmp_path_factory.mktemp("int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
+        assert export(checkpoint, pictures, folder) == 0
+    return folder
+
+
+def export(checkpoint, pictures, folder):
+    arguments = [str(checkpoint), "--output", str(folder), "--verify", str(pictures)]
+    return main([*arguments, "--int8", "--calibrate", str(pictures), "--no-tensorrt"])
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_onnx, output):
+    """The fp32 graph, ranges measured on noise, and the noise."""
+    model = load(tiny_onnx)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8)
+    activations = {layer.activation for layer in layers(model)}
+    return model, measure_ranges(model, activations, pixels), pixels
+
+
+def test_the_file_is_certified_and_mostly_int8(output):
+    entry = Bundle.load(output).files["model.int8.onnx"]
+    assert entry.certified
+    assert entry.precision == "int8"
+    assert entry.certificate["kept_fp32"]
+    assert entry.receipt["weight_share"]["int8"] > 0.5
+    assert entry.receipt["layers"]["convolution"]["int8"] >= 3
+    assert entry.receipt["layers"]["matmul"]["int8"] >= 3
+
+
+def test_weights_are_symmetric_and_per_channel(output):
+    model = onnx.load(str(output / "model.int8.onnx"))
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    kernels = 0
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in values:
+            continue
+        weight, scale, zero = (values[name] for name in node.input)
+        assert weight.dtype == np.int8
+        assert scale.ndim == 1, "one scale a channel"
+        assert len(scale) in weight.shape
+        assert not zero.any()
+        kernels += 1
+    assert kernels >= 6
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_the_libraries_agree(output, pictures, backend):
+    files = sorted(pictures.rglob("*.png"))
+    with HybridEngine(output / "model.int8.onnx", backend=backend) as engine:
+        got = np.stack([p.logits for p in engine.predict(files)])
+    with HybridEngine(output / "model.onnx", backend="onnxruntime") as engine:
+        expected = np.stack([p.logits for p in engine.predict(files)])
+    gap = np.abs(got - expected).max()
+    assert 1e-4 < gap < LIMITS["int8"].logits_max_abs, "rounded, and not by too much"
+
+
+def checks_in_bf16(folder):
+    also = Bundle.load(folder).files["model.int8.onnx"].certificate["also"]
+    return [check for check in also if "bf16" in check["measured_with"]]
+
+
+def able():
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def test_the_rest_runs_in_bf16_where_that_was_certified(output):
+    if not able():
+        pytest.skip("this CPU has no bf16 instructions")
+    (check,) = checks_in_bf16(output)
+    assert check["passed"]
+    assert check["images"] == 12
+    with HybridEngine(output / "model.int8.onnx", backend="openvino") as engine:
+        assert "CPU bf16," in engine.info["detail"]
+
+
+def test_bf16_that_fails_costs_the_file_nothing(
+    monkeypatch, checkpoint, pictures, tiny_onnx, tmp_path, capsys
+):
+    if not able():
+        pytest.skip("this CPU has no bf16 instructions")
+    genuine = job.certify
+
+    def strict(runner, reference, spec, limits, **options):
+        if "bf16" in runner.detail:
+            limits = replace(limits, logits_max_abs=1e-7)
+        return genuine(runner, reference, spec, limits, **options)
+
+    monkeypatch.setattr(job, "certify", strict)
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
+    assert export(checkpoint, pictures, tmp_path) == 0
+    assert "model.int8.onnx: not to be run with the rest in bf16: logits" in capsys.readouterr().out
+    assert Bundle.load(tmp_path).files["model.int8.onnx"].certified
+    assert not checks_in_bf16(tmp_path)
+    with HybridEngine(tmp_path / "model.int8.onnx", backend="openvino") as engine:
+        assert "CPU f32," in engine.info["detail"]
+
+
+def test_attempts_leave_out_the_worst_modules_first(calibrated):
+    model, ranges, pixels = calibrated
+    attempts = list(int8.attempts(model, ranges, pixels))
+    assert len(attempts) >= 3
+    sizes = [len(attempt.nodes) for attempt in attempts]
+    assert sizes == sorted(sizes, reverse=True)
+    ranked = [u for u, _ in int8.sensitivity(model, ranges, int8.candidates(model), pixels)]
+    left_out = attempts[1].kept[len(attempts[0].kept) :]
+    assert left_out == (ranked[0],)
+    assert not attempts[1].nodes & nodes_of(model, ranked[0])
+
+
+def test_a_module_with_an_outlier_is_found_sensitive(calibrated):
+    """One activation a thousand times the others makes their steps coarse."""
+    model, ranges, pixels = calibrated
+    chosen = int8.candidates(model)
+    victim = next(layer for layer in layers(model) if layer.node.name in chosen)
+    name = victim.activation
+    spoiled = replace(ranges, largest={**ranges.largest, name: 1e3 * ranges.largest[name]})
+    worst, moved = int8.sensitivity(model, spoiled, chosen, pixels)[0]
+    assert victim.node.name in nodes_of(model, worst)
+    assert moved > 2 * dict(int8.sensitivity(model, ranges, chosen, pixels))[worst]
+
+
+def test_quantizing_nothing_changes_nothing(calibrated):
+    model, ranges, pixels = calibrated
+    same = Interpreter(quantize(model, ranges, set())).run(pixels)["logits"]
+    np.testing.assert_array_equal(same, Interpreter(model).run(pixels)["logits"])
+
+
+def test_nothing_is_written_where_no_attempt_passes(
+    monkeypatch, checkpoint, pictures, tiny_onnx, tmp_path, capsys
+):
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
+    monkeypatch.setitem(job.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
+    assert export(checkpoint, pictures, tmp_path) == 1
+    assert "model.int8.onnx does not equal PyTorch" in capsys.readouterr().err
+    assert not (tmp_path / "model.int8.onnx").exists()
