@@ -71,7 +71,7 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
         memory = row["memory_bytes"]
         line += f" {memory / 2**20:6.0f}" if memory else f" {'-':>6}"
         if "added_ms" in row["ran"]:
-            line += f"  adds {row['ran']['added_ms']:+.2f} ms, {row['ran']['added_share']:+.1%}"
+            line += f"  adds {row['ran']['added_ms']:+.3f} ms, {row['ran']['added_share']:+.2%}"
         lines.append(line)
     return lines
 
