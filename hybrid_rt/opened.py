@@ -62,8 +62,10 @@ class OpenModel:
         model = find_model(Path(path), device=device, backend=backend)
         options = SessionOptions(spec=model.spec, bundle=model.bundle, entry=model.entry, **asked)
         session = open_session(model.path, spec=model.spec, options=options)
-        if rebuild:  # the plan may be another one now
-            model = dataclasses.replace(find_model(model.path), reason=model.reason)
+        if rebuild and model.bundle is not None:  # its plan may be another one now
+            bundle = Bundle.load(model.path.parent)
+            entry = bundle.files[model.path.name]
+            model = dataclasses.replace(model, bundle=bundle, entry=entry)
         self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
         self._set_up(session, model.spec, model, batch_size)
 

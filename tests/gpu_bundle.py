@@ -1,22 +1,16 @@
 """What the GPU tests stand on: whether they can run here, and bundles with plans for this GPU."""
 
-import importlib.util
-
 from tiny_hybrid import write_pictures
 
-from hybrid_rt.cuda_driver import cuda_device, driver_problem
-from hybrid_rt.plan import why_no_plan
+from hybrid_export.options import ExportOptions
+from hybrid_export.plans import why_no_plan
+from hybrid_rt.cuda_driver import cuda_device
 from hybrid_rt.tensorrt_library import installed_libraries
 
 
 def why_not():
     """Why the GPU tests cannot run here; None where they can."""
-    problem = driver_problem() or why_no_plan()
-    if problem is not None:
-        return problem
-    if importlib.util.find_spec("pycuda") is None:
-        return "PyCUDA is not installed: pip install 'hybrid-rt[gpu]'"
-    return None
+    return why_no_plan(ExportOptions())
 
 
 def plan_flags():

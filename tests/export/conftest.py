@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tiny_hybrid import make_model, write_pictures
 
+from hybrid_export import pipeline
 from hybrid_export.graph import DeploymentGraph
-from hybrid_export.onnx_file import save, to_onnx
+from hybrid_export.onnx_file import load, save, to_onnx
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.model import HybridClassifier
@@ -40,3 +41,9 @@ def checkpoint(
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
     save_checkpoint(path, *tiny)
     return path
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch, tiny_onnx: Path) -> None:
+    """Tracing takes seconds; the session's ONNX model is the same."""
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))

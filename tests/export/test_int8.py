@@ -103,7 +103,7 @@ def test_the_rest_runs_in_bf16_where_that_was_certified(output):
 
 
 def test_bf16_that_fails_costs_the_file_nothing(
-    monkeypatch, checkpoint, pictures, tiny_onnx, tmp_path, capsys
+    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
 ):
     if not able():
         pytest.skip("this CPU has no bf16 instructions")
@@ -115,7 +115,6 @@ def test_bf16_that_fails_costs_the_file_nothing(
         return genuine(runner, reference, spec, limits, **options)
 
     monkeypatch.setattr(job, "certify", strict)
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
     assert export(checkpoint, pictures, tmp_path) == 0
     assert "model.int8.onnx: not to be run with the rest in bf16: logits" in capsys.readouterr().out
     assert Bundle.load(tmp_path).files["model.int8.onnx"].certified
@@ -155,9 +154,8 @@ def test_quantizing_nothing_changes_nothing(calibrated):
 
 
 def test_nothing_is_written_where_no_attempt_passes(
-    monkeypatch, checkpoint, pictures, tiny_onnx, tmp_path, capsys
+    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
 ):
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
     monkeypatch.setitem(job.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
     assert export(checkpoint, pictures, tmp_path) == 1
     assert "model.int8.onnx does not equal PyTorch" in capsys.readouterr().err

@@ -34,12 +34,6 @@ def exported(tmp_path_factory, checkpoint, pictures):
     return output
 
 
-@pytest.fixture
-def traced(monkeypatch, tiny_onnx):
-    """Tracing takes seconds; the session's ONNX model is the same."""
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
-
-
 def test_writes_a_certified_bundle(exported, tiny):
     bundle = Bundle.load(exported)
     assert list(bundle.files) == ["model.onnx", "model.fp16.onnx", "model.bf16.onnx"]
