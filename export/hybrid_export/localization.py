@@ -28,30 +28,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from hybrid_export.pointing import BRANCHES, Pointing, point_at
 from hybrid_rt import HybridEngine
 from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.explain import Explanation
 from hybrid_rt.files import atomic_path
 
-BRANCHES = ("vit", "cnn")
-#: The pointing game's tolerance, as a share of the picture's longer side: 15 of 512 pixels.
-TOLERANCE = 15 / 512
 STEPS = 20  # of the deletion and insertion curves
 SEED = 1_000_003  # far from the seeds of training runs: other patients
-_BACKGROUND = 12  # grey levels; darker is outside the breast
 _BLUR = 1 / 10  # of the picture's side: what a deleted pixel becomes
 
 Curve = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pointing:
-    """One way to point at something, over all pictures with a lesion that the model found."""
-
-    name: str
-    hits: float
-    hits_interval: tuple[float, float]  # 95%, Wilson
-    energy: float | None = None  # share of the heat inside the lesion
 
 
 def area(curve: Sequence[float]) -> float:
@@ -160,42 +147,6 @@ def lesion_rows(patients: int, seed: int, size: int) -> Iterator[dict[str, Any]]
             yield row
 
 
-def point_at(found: Sequence[tuple[Explanation, NDArray[np.bool_]]]) -> list[Pointing]:
-    """The pointing game of both branches and of what needs no network."""
-    hits: dict[str, list[float]] = {}
-    energy: dict[str, list[float]] = {}
-    for explanation, mask in found:
-        target = dilated(mask, round(TOLERANCE * max(mask.shape)))
-        grey = np.asarray(explanation.image.convert("L"), np.float32)
-        breast = grey > _BACKGROUND
-        for branch in BRANCHES:
-            heat = getattr(explanation, f"heatmap_{branch}")
-            hits.setdefault(branch, []).append(float(target[hottest(heat)]))
-            inside = float(heat[mask].sum() / max(float(heat.sum()), 1e-12))
-            energy.setdefault(branch, []).append(inside)
-        rows, columns = np.nonzero(breast)
-        middle = (round(float(rows.mean())), round(float(columns.mean())))
-        smooth = explanation.image.convert("L").filter(ImageFilter.GaussianBlur(8))
-        for name, value in {
-            "centre of the picture": target[mask.shape[0] // 2, mask.shape[1] // 2],
-            "centre of the breast": target[middle],
-            "brightest point": target[hottest(np.asarray(smooth, np.float32))],
-            "random point of the breast": target[breast].mean(),
-        }.items():
-            hits.setdefault(name, []).append(float(value))
-            if name.startswith("random"):
-                energy.setdefault(name, []).append(float(mask[breast].mean()))
-    return [
-        Pointing(
-            name=name,
-            hits=float(np.mean(values)),
-            hits_interval=wilson(float(np.sum(values)), len(values)),
-            energy=float(np.mean(energy[name])) if name in energy else None,
-        )
-        for name, values in hits.items()
-    ]
-
-
 def curves(
     engine: HybridEngine, explanations: Sequence[Explanation], rng: np.random.Generator
 ) -> list[Curves]:
@@ -241,30 +192,6 @@ def steps(
         changed = order[: round(len(order) * i / STEPS)]
         made[i, changed] = flat_end[changed]
     return made.reshape(STEPS + 1, *shape)
-
-
-def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """True within ``radius`` pixels of what is true."""
-    from scipy.ndimage import distance_transform_edt
-
-    near: NDArray[np.bool_] = distance_transform_edt(~mask) <= radius
-    return near
-
-
-def hottest(heat: NDArray[np.float32]) -> tuple[int, int]:
-    """(row, column) of the largest value; the middle one of several equal ones."""
-    places = np.argwhere(heat == heat.max())
-    row, column = places[len(places) // 2]
-    return int(row), int(column)
-
-
-def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count)
-    half *= float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def write_page(
