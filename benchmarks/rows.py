@@ -128,7 +128,7 @@ HINTED = "OpenVINO throughput hint"
 def why_not(peer: Peer, folder: Path) -> str | None:
     """Why a row cannot run here, or None."""
     if peer.gpu:
-        from hybrid_rt.devices import cuda_device_count
+        from hybrid_rt.cuda import cuda_device_count
 
         if cuda_device_count() == 0:
             return "no NVIDIA GPU"

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from hybrid_rt.backends import BACKENDS, is_installed, onnxruntime_has_gpu
 from hybrid_rt.bundle import BUNDLE_NAME, Bundle, BundleFile
-from hybrid_rt.cuda_driver import CudaDevice, cuda_devices
-from hybrid_rt.devices import cuda_device_count, parse_device
+from hybrid_rt.cuda import CudaDevice, cuda_device_count, cuda_devices, parse_device
 from hybrid_rt.errors import DeviceError, ModelFileError, UsageError
 from hybrid_rt.onnx_metadata import read_spec
 from hybrid_rt.plan_fit import gpu_mismatch, version_mismatch

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import hybrid_rt.errors
-from hybrid_rt.cuda_driver import cuda_device, driver_problem
+from hybrid_rt.cuda import cuda_device, driver_problem
 from hybrid_rt.errors import BackendError, BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.plan_worker import BuildRequest

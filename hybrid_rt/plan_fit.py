@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hybrid_rt.bundle import BuiltFor, Bundle, BundleFile, describe_file
-from hybrid_rt.cuda_driver import CudaDevice
+from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import ModelFileError
 from hybrid_rt.plan import build_plan
 from hybrid_rt.tensorrt_library import title

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hybrid_rt.cuda_driver import cuda_device
+from hybrid_rt.cuda import cuda_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 from hybrid_rt.plan_network import constrain_types, engine_layers, network_receipt
 from hybrid_rt.plan_progress import Emit, make_monitor

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hybrid_rt.cuda_driver import CudaDevice
+from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import BackendMissingError, UsageError
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]

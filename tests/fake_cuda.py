@@ -2,20 +2,28 @@
 
 Everything happens at once, in the caller's thread, except what a stream records for a graph. What
 a GPU punishes later is refused at once: work without a current context, freed or foreign memory,
-sizes that do not fit, waiting on a stream that records.
+sizes that do not fit, waiting on a stream that records, allocating or freeing while recording.
 """
 
 import ctypes
 import enum
+import functools
 import itertools
 import threading
 import types
 
 import numpy as np
 
+#: The handle of the fake GPU's primary context.
+_CONTEXT = 77
+
 
 class FakeCudaError(Exception):
-    """What pycuda.driver.Error is."""
+    """What pycuda.driver.Error is; ``status`` is the name of the CUresult."""
+
+    def __init__(self, text, status="CUDA_ERROR_INVALID_VALUE"):
+        super().__init__(text)
+        self.status = status
 
 
 class FakeCuda:
@@ -27,6 +35,8 @@ class FakeCuda:
         self.launches = 0
         self.retained = 0
         self.capture_fails = False
+        self.was_reset = False  # by another library: the primary context is gone
+        self._contexts = set()
         self._numbers = itertools.count(1000)
         self._lock = threading.Lock()
         self._stacks = threading.local()
@@ -46,11 +56,7 @@ class FakeCuda:
 
     def array_at(self, address, size):
         """Bytes of device memory from an address inside an allocation."""
-        for allocation in list(self.live["device"].values()):
-            offset = address - allocation.address
-            if offset >= 0 and offset + size <= allocation.size:
-                return allocation.memory[offset : offset + size]
-        raise FakeCudaError(f"invalid device pointer {address:#x} + {size}")
+        return self._view("device", address, size)
 
     def enqueue(self, handle, work):
         """Run work now, or record it where the stream records."""
@@ -63,7 +69,74 @@ class FakeCuda:
 
     def need_context(self):
         if not self.stack:
-            raise FakeCudaError("invalid device context")
+            raise FakeCudaError("invalid device context", "CUDA_ERROR_INVALID_CONTEXT")
+
+    def push(self, context):
+        if self.was_reset or context not in self._contexts:
+            raise FakeCudaError("context is destroyed", "CUDA_ERROR_CONTEXT_IS_DESTROYED")
+        self.stack.append(context)
+
+    def pop(self):
+        self.need_context()
+        return self.stack.pop()
+
+    def retain(self, index):
+        if index != 0:
+            raise FakeCudaError("invalid device ordinal", "CUDA_ERROR_INVALID_DEVICE")
+        self.retained += 1
+        self._contexts.add(_CONTEXT)
+        return _CONTEXT
+
+    def release(self):
+        self.retained -= 1
+        if not self.retained:
+            self._contexts.clear()
+
+    def new_stream(self, flags):
+        self.need_context()
+        assert flags == 1, "a stream that waits for the default stream"
+        return self._register("streams", types.SimpleNamespace(recorded=None, spoiled=False))
+
+    def synchronize(self, handle):
+        self.need_context()
+        if self.live["streams"][handle].recorded is not None:
+            raise FakeCudaError("operation not permitted when stream is capturing")
+
+    def take(self, kind, size):
+        """Allocate; returns the address."""
+        self._outside_of_recordings()
+        if kind == "device":
+            used = sum(len(memory) for memory in list(self.live["device"].values()))
+            if used + size > self.memory_bytes:
+                raise FakeCudaError("cuMemAlloc failed: out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
+        memory = np.zeros(size, np.uint8)
+        with self._lock:
+            self.live[kind][memory.ctypes.data] = memory
+        return memory.ctypes.data
+
+    def drop(self, kind, address):
+        """Free what ``take`` gave."""
+        self._outside_of_recordings()
+        if address not in self.live[kind]:
+            raise FakeCudaError("invalid argument")
+        del self.live[kind][address]
+
+    def copy(self, target, source, size, stream, kinds):
+        views = [self._view(k, a, size) for k, a in zip(kinds, (target, source), strict=True)]
+        self.enqueue(stream, lambda: np.copyto(*views))
+
+    def _view(self, kind, address, size):
+        for start, memory in list(self.live[kind].items()):
+            if start <= address and address + size <= start + len(memory):
+                return memory[address - start : address - start + size]
+        raise FakeCudaError(f"invalid {kind} pointer {address:#x} + {size}")
+
+    def _outside_of_recordings(self):
+        self.need_context()
+        for stream in list(self.live["streams"].values()):
+            if stream.recorded is not None and stream.thread == threading.get_ident():
+                stream.spoiled = True
+                raise FakeCudaError("operation not permitted when stream is capturing")
 
     def _register(self, kind, value):
         with self._lock:
@@ -73,97 +146,63 @@ class FakeCuda:
 
     def _make_driver(cuda):  # noqa: N805
         class Context:
-            def __init__(self):
-                self.detached = False
-
-            def push(self):
-                if self.detached:
-                    raise FakeCudaError("invalid device context")
-                cuda.stack.append(self)
-
-            @staticmethod
-            def pop():
-                cuda.need_context()
-                cuda.stack.pop()
-
-            def detach(self):
-                self.detached = True
-                cuda.retained -= 1
+            push = staticmethod(lambda: cuda.push(_CONTEXT))
+            pop = staticmethod(cuda.pop)
+            detach = staticmethod(cuda.release)
 
         class Device:
             def __init__(self, index):
-                if index != 0:
-                    raise FakeCudaError("invalid device ordinal")
+                self._index = index
 
             def retain_primary_context(self):
-                cuda.retained += 1
+                cuda.retain(self._index)
                 return Context()
 
         class Stream:
             def __init__(self, flags=0):
-                cuda.need_context()
-                assert flags == 1, "a stream that waits for the default stream"
-                # Not itself: a PyCUDA stream is destroyed with its last reference.
-                self._inner = types.SimpleNamespace(recorded=None)
-                self.handle = cuda._register("streams", self._inner)
+                self.handle = cuda.new_stream(flags)
 
             def synchronize(self):
-                cuda.need_context()
-                if self._inner.recorded is not None:
-                    raise FakeCudaError("operation not permitted when stream is capturing")
+                cuda.synchronize(self.handle)
 
-            def __del__(self):
+            def __del__(self):  # a PyCUDA stream is destroyed with its last reference
                 cuda.live["streams"].pop(self.handle, None)
 
         class DeviceAllocation:
             def __init__(self, size):
-                cuda.need_context()
-                used = sum(a.size for a in list(cuda.live["device"].values()))
-                if used + size > cuda.memory_bytes:
-                    raise FakeCudaError("cuMemAlloc failed: out of memory")
-                self.size = size
-                self.memory = np.zeros(size, np.uint8)
-                self.address = self.memory.ctypes.data
-                self._number = cuda._register("device", self)
+                self.address = cuda.take("device", size)
 
             def __int__(self):
                 return self.address
 
             def free(self):
-                cuda.need_context()
-                del cuda.live["device"][self._number]
-                self.memory = None
+                cuda.drop("device", self.address)
 
-        class PagelockedHostAllocation(bytearray):
+        class PagelockedHostAllocation:
+            def __init__(self, size):
+                self.address = cuda.take("pinned", size)
+                memory = cuda.live["pinned"][self.address]
+                self.__array_interface__ = memory.__array_interface__
+
             def free(self):
-                cuda.need_context()
-                del cuda.live["pinned"][self.number]
+                cuda.drop("pinned", self.address)
 
         def pagelocked_empty(shape, dtype, order="C", mem_flags=0):
-            cuda.need_context()
             dtype = np.dtype(dtype)
             memory = PagelockedHostAllocation(int(np.prod(shape)) * dtype.itemsize)
-            memory.number = cuda._register("pinned", memory)
-            return np.ndarray(shape, dtype, buffer=memory)
-
-        def host_view(array):
-            assert array.flags.c_contiguous
-            owner = array
-            while isinstance(owner, np.ndarray):
-                owner = owner.base
-            assert isinstance(owner, PagelockedHostAllocation), "not pinned"
-            assert owner.number in cuda.live["pinned"], "pinned memory that was freed"
-            return array.reshape(-1).view(np.uint8)
+            array = np.asarray(memory)
+            assert array.base is memory
+            return array if (shape, dtype) == (array.shape, array.dtype) else None
 
         def memcpy_htod_async(dest, src, stream=None):
-            data = host_view(src)
-            target = cuda.array_at(dest, data.nbytes)
-            cuda.enqueue(stream.handle, lambda: np.copyto(target, data))
+            assert src.flags.c_contiguous
+            kinds = ("device", "pinned")
+            cuda.copy(dest, src.ctypes.data, src.nbytes, stream.handle, kinds)
 
         def memcpy_dtoh_async(dest, src, stream=None):
-            data = host_view(dest)
-            source = cuda.array_at(src, data.nbytes)
-            cuda.enqueue(stream.handle, lambda: np.copyto(data, source))
+            assert dest.flags.c_contiguous
+            kinds = ("pinned", "device")
+            cuda.copy(dest.ctypes.data, src, dest.nbytes, stream.handle, kinds)
 
         return types.SimpleNamespace(
             Error=FakeCudaError,
@@ -182,6 +221,11 @@ class FakeCuda:
     def _make_bindings(cuda):  # noqa: N805
         class CUresult(enum.IntEnum):
             CUDA_SUCCESS = 0
+            CUDA_ERROR_INVALID_VALUE = 1
+            CUDA_ERROR_OUT_OF_MEMORY = 2
+            CUDA_ERROR_INVALID_DEVICE = 101
+            CUDA_ERROR_INVALID_CONTEXT = 201
+            CUDA_ERROR_CONTEXT_IS_DESTROYED = 709
             CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
         class CUstreamCaptureMode(enum.IntEnum):
@@ -192,45 +236,123 @@ class FakeCuda:
             pass
 
         ok = CUresult.CUDA_SUCCESS
+        texts = {}
 
-        def begin(stream, mode):
+        def call(function):
+            """Status first, then the value, as cuda-bindings' calls return them."""
+
+            @functools.wraps(function)
+            def wrapped(*arguments):
+                try:
+                    value = function(*arguments)
+                except FakeCudaError as err:
+                    status = CUresult[err.status]
+                    texts[status] = str(err).encode()
+                    return status, None
+                return (ok,) if value is None else (ok, value)
+
+            return wrapped
+
+        @call
+        def cuInit(flags):  # noqa: N802
+            assert flags == 0
+
+        @call
+        def cuDeviceGet(ordinal):  # noqa: N802
+            return ordinal
+
+        @call
+        def cuDevicePrimaryCtxRetain(dev):  # noqa: N802
+            return cuda.retain(dev)
+
+        @call
+        def cuDevicePrimaryCtxRelease(dev):  # noqa: N802
+            cuda.release()
+
+        @call
+        def cuCtxPushCurrent(ctx):  # noqa: N802
+            cuda.push(ctx)
+
+        @call
+        def cuCtxPopCurrent():  # noqa: N802
+            return cuda.pop()
+
+        @call
+        def cuStreamCreate(flags):  # noqa: N802
+            return CUstream(cuda.new_stream(flags))
+
+        @call
+        def cuStreamSynchronize(stream):  # noqa: N802
+            cuda.synchronize(int(stream))
+
+        @call
+        def cuStreamDestroy(stream):  # noqa: N802
+            cuda.need_context()
+            del cuda.live["streams"][int(stream)]
+
+        @call
+        def cuMemAlloc(size):  # noqa: N802
+            return cuda.take("device", size)
+
+        @call
+        def cuMemFree(memory):  # noqa: N802
+            cuda.drop("device", memory)
+
+        @call
+        def cuMemHostAlloc(size, flags):  # noqa: N802
+            return cuda.take("pinned", size)
+
+        @call
+        def cuMemFreeHost(memory):  # noqa: N802
+            cuda.drop("pinned", memory)
+
+        @call
+        def cuMemcpyHtoDAsync(target, source, size, stream):  # noqa: N802
+            cuda.copy(target, source, size, int(stream), ("device", "pinned"))
+
+        @call
+        def cuMemcpyDtoHAsync(target, source, size, stream):  # noqa: N802
+            cuda.copy(target, source, size, int(stream), ("pinned", "device"))
+
+        def cuGetErrorString(status):  # noqa: N802
+            return ok, texts[status]
+
+        @call
+        def cuStreamBeginCapture(stream, mode):  # noqa: N802
             cuda.need_context()
             assert mode == CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-            cuda.live["streams"][int(stream)].recorded = []
-            return (ok,)
+            inner = cuda.live["streams"][int(stream)]
+            inner.recorded, inner.spoiled, inner.thread = [], False, threading.get_ident()
 
-        def end(stream):
+        @call
+        def cuStreamEndCapture(stream):  # noqa: N802
             inner = cuda.live["streams"][int(stream)]
             work, inner.recorded = inner.recorded, None
-            if cuda.capture_fails:
-                return (CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None)
-            return ok, cuda._register("graphs", work)
+            if cuda.capture_fails or inner.spoiled:
+                raise FakeCudaError("invalidated", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+            return cuda._register("graphs", work)
 
-        def instantiate(graph, flags):
-            return ok, cuda._register("graphs", list(cuda.live["graphs"][graph]))
+        @call
+        def cuGraphInstantiate(graph, flags):  # noqa: N802
+            return cuda._register("graphs", list(cuda.live["graphs"][graph]))
 
-        def destroy(graph):
+        @call
+        def cuGraphDestroy(graph):  # noqa: N802
             del cuda.live["graphs"][graph]
-            return (ok,)
 
-        def launch(executable, stream):
+        @call
+        def cuGraphExecDestroy(graph):  # noqa: N802
+            del cuda.live["graphs"][graph]
+
+        @call
+        def cuGraphLaunch(executable, stream):  # noqa: N802
             cuda.need_context()
             cuda.launches += 1
             for work in cuda.live["graphs"][executable]:
                 cuda.enqueue(int(stream), work)
-            return (ok,)
 
-        return types.SimpleNamespace(
-            CUresult=CUresult,
-            CUstreamCaptureMode=CUstreamCaptureMode,
-            CUstream=CUstream,
-            cuStreamBeginCapture=begin,
-            cuStreamEndCapture=end,
-            cuGraphInstantiate=instantiate,
-            cuGraphDestroy=destroy,
-            cuGraphExecDestroy=destroy,
-            cuGraphLaunch=launch,
-        )
+        names = {n: v for n, v in locals().items() if n.startswith(("cu", "CU")) and n != "cuda"}
+        return types.SimpleNamespace(**names)
 
 
 class FakeLibcuda:

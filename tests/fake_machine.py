@@ -7,15 +7,20 @@ from fake_cuda import FakeCuda, FakeLibcuda
 from fake_tensorrt import fake_tensorrt, parse_onnx
 
 import hybrid_rt.backends.trt_engine
-import hybrid_rt.cuda
-import hybrid_rt.devices
+import hybrid_rt.cuda.driver
+import hybrid_rt.cuda.memory
 import hybrid_rt.tensorrt_library
+
+#: What there is for GPU memory; see hybrid_rt.cuda.providers.
+PROVIDERS = ["PyCUDA", "cuda-bindings"]
 
 
 class FakeMachine:
-    """``cuda``, ``trt`` and ``libcuda`` are the fakes in place."""
+    """``cuda``, ``trt`` and ``libcuda`` are the fakes in place; ``provider`` is what imports."""
 
-    def __init__(self, monkeypatch, version, *, devices=(("Fake GPU", 8, 9),), delay=0.0):
+    def __init__(
+        self, monkeypatch, version, *, devices=(("Fake GPU", 8, 9),), delay=0.0, provider="PyCUDA"
+    ):
         self.cuda = FakeCuda()
         self.trt = fake_tensorrt(version, self.cuda, parse=parse_onnx, delay=delay)
         self.libcuda = FakeLibcuda(devices)
@@ -26,11 +31,12 @@ class FakeMachine:
             return self.libcuda if name == "libcuda.so.1" else real(name, *args, **kwargs)
 
         monkeypatch.setattr(ctypes, "CDLL", load)
-        monkeypatch.setitem(sys.modules, "pycuda.driver", self.cuda.driver)
+        pycuda = self.cuda.driver if provider == "PyCUDA" else None  # None does not import
+        monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda)
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.cuda.bindings)
         modules = {"tensorrt": (), "tensorrt_rtx": ()} | {self.library: (self.library,)}
         monkeypatch.setattr(hybrid_rt.tensorrt_library, "_MODULES", modules)
         monkeypatch.setitem(sys.modules, self.library, self.trt)
-        monkeypatch.setattr(hybrid_rt.cuda, "_opened", {})
+        monkeypatch.setattr(hybrid_rt.cuda.memory, "_opened", {})
         monkeypatch.setattr(hybrid_rt.backends.trt_engine, "_logs", {})
-        hybrid_rt.devices.cuda_device_count.cache_clear()
+        hybrid_rt.cuda.driver.cuda_device_count.cache_clear()

@@ -4,7 +4,7 @@ from tiny_hybrid import write_pictures
 
 from hybrid_export.options import ExportOptions
 from hybrid_export.plans import why_no_plan
-from hybrid_rt.cuda_driver import cuda_device
+from hybrid_rt.cuda import cuda_device
 from hybrid_rt.tensorrt_library import installed_libraries
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.bundle import Bundle, BundleFile
-from hybrid_rt.devices import cuda_device_count, parse_device
+from hybrid_rt.cuda import cuda_device_count, parse_device
 from hybrid_rt.errors import BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.spec import ModelSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.backends import SessionOptions, check_interface, onnxruntime_has_gpu
-from hybrid_rt.devices import parse_device
+from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 
 _TYPES = {"tensor(uint8)": "uint8"}

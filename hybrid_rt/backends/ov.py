@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hybrid_rt.backends import SessionOptions, check_interface
 from hybrid_rt.backends.ov_cache import CompiledCache
 from hybrid_rt.bundle import BundleFile
-from hybrid_rt.devices import parse_device
+from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
 
 

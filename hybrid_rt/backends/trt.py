@@ -17,8 +17,7 @@ from hybrid_rt.backends.trt_engine import BatchRange, PlanEngine, cut_batch, run
 from hybrid_rt.backends.trt_lane import Lane
 from hybrid_rt.backends.trt_pool import LanePool
 from hybrid_rt.bundle import BundleFile
-from hybrid_rt.cuda import Gpu, load_graph_driver, open_gpu
-from hybrid_rt.cuda_driver import CudaDevice, cuda_device
+from hybrid_rt.cuda import CudaDevice, Gpu, cuda_device, load_bindings, open_gpu
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.files import sha256_file
 from hybrid_rt.plan_fit import gpu_mismatch, rebuild_advice, rebuild_plan, version_mismatch
@@ -41,7 +40,7 @@ class TensorRTSession:
         self._row = engine.images.row
         self._ranges = engine.ranges
         own_graphs = hasattr(engine.library.module, "CudaGraphStrategy")  # TensorRT for RTX
-        bindings = load_graph_driver() if graphs and not own_graphs else None
+        bindings = load_bindings() if graphs and not own_graphs else None
 
         def make_lane(batches: BatchRange) -> Lane:
             return Lane(
@@ -68,6 +67,7 @@ class TensorRTSession:
         elif problem is None and bindings is None and not own_graphs:
             problem = "cuda-bindings is not installed"
         words = [engine.library.label, *([precision] if precision else []), gpu.device.name]
+        words.append(f"memory through {gpu.provider.name}")
         words.append("CUDA graphs" if problem is None else f"no CUDA graphs ({problem})")
         #: What really runs, in a few words.
         self.detail = ", ".join(words)

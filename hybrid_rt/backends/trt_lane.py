@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.cuda import CudaGraph, Gpu
+from hybrid_rt.cuda import CudaGraph, DeviceMemory, Gpu, Stream
 from hybrid_rt.errors import BackendError
 
 #: A graph is recorded after so many runs of one batch size, at first and at most. Each graph that
@@ -70,9 +70,9 @@ class Lane:
         #: Why graphs are not used any more, if they are not.
         self.graph_problem: str | None = None
         self._host: dict[str, NDArray[Any]] = {}
-        self._device: dict[str, Any] = {}
-        self._aux: list[Any] = []
-        self._stream: Any = gpu.stream()
+        self._device: dict[str, DeviceMemory] = {}
+        self._aux: list[Stream] = []
+        self._stream: Stream = gpu.stream()
         try:
             self._set_up(profile, largest, aux_streams)
         except BaseException:
@@ -104,10 +104,9 @@ class Lane:
         self._context = None  # TensorRT frees its own memory with the last reference
         for memory in self._device.values():
             memory.free()
-        for array in self._host.values():
-            array.base.free()  # type: ignore[union-attr]
-        self._device, self._host = {}, {}
-        self._aux, self._stream = [], None
+        self._device, self._host = {}, {}  # page-locked arrays are freed with their last view
+        for stream in (*self._aux, self._stream):
+            stream.free()
 
     def _set_up(self, profile: int | None, largest: int, aux_streams: int) -> None:
         gpu, context = self._gpu, self._context

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from hybrid_rt.backends.trt_engine import BatchRange
 from hybrid_rt.backends.trt_lane import Lane
-from hybrid_rt.cuda import Gpu
+from hybrid_rt.cuda import Gpu, abandon
 from hybrid_rt.errors import BackendError, HybridError
 
 
@@ -59,11 +59,7 @@ class LanePool:
             self._idle.clear()
             last = self._made.total() == 0
             self._changed.notify_all()
-        with self._gpu.active():
-            for lane in idle:
-                lane.close()
-            if last:
-                self._release()
+        self._free(idle, last)
 
     def _take(self, batches: BatchRange, size: int) -> Lane:
         profile = batches.profile
@@ -109,7 +105,14 @@ class LanePool:
             self._changed.notify()
         if keep:
             return
-        with contextlib.suppress(HybridError), self._gpu.active():
-            lane.close()
-            if last:
-                self._release()
+        self._free([lane], last)
+
+    def _free(self, lanes: list[Lane], last: bool) -> None:
+        try:
+            with self._gpu.active():
+                for lane in lanes:
+                    lane.close()
+                if last:
+                    self._release()
+        except HybridError:  # the GPU cannot be used any more; TensorRT must not free on it either
+            abandon((lanes, self._release))

@@ -15,7 +15,7 @@ from hybrid_export.plans import why_no_plan
 from hybrid_export.receipt import check_receipt, graph_receipt
 from hybrid_export.tensorrt import build_plan, why_no_tensorrt
 from hybrid_rt import plan
-from hybrid_rt.cuda_driver import CudaDevice
+from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import (
     BackendMissingError,
     DeviceError,

@@ -3,6 +3,7 @@
 pytest -m gpu            # the tiny hybrid; add  -m "gpu and slow"  for the full-size one
 """
 
+import ctypes
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from hybrid_rt import HybridEngine
 from hybrid_rt.backends import SessionOptions
 from hybrid_rt.backends.trt import open_trt
 from hybrid_rt.bundle import Bundle
-from hybrid_rt.cuda_driver import cuda_device
+from hybrid_rt.cuda import cuda_device
 from hybrid_rt.errors import DeviceError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
@@ -142,21 +143,25 @@ def test_beside_torch_on_the_same_gpu(bundle):
 
 
 def test_many_calls_leak_no_device_memory(bundle):
-    import pycuda.driver
-
     from hybrid_rt.cuda import open_gpu
+
+    driver = ctypes.CDLL("libcuda.so.1")
+
+    def free_memory():
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        with gpu.active():
+            assert driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+        return free.value
 
     spec, session = open_plan(bundle)
     images = pixels(spec, 1)
     for _ in range(100):
         session.run(images)
     gpu = open_gpu(cuda_device())
-    with gpu.active():
-        before, _ = pycuda.driver.mem_get_info()
+    before = free_memory()
     for _ in range(10_000):
         session.run(images)
-    with gpu.active():
-        after, _ = pycuda.driver.mem_get_info()
+    after = free_memory()
     session.close()
     assert before - after < 32 << 20, f"{(before - after) >> 20} MiB"
 

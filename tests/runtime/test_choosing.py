@@ -9,7 +9,7 @@ import pytest
 from hybrid_rt import DeviceError, HybridEngine, ModelFileError
 from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
 from hybrid_rt.choosing import Machine, fastest
-from hybrid_rt.cuda_driver import CudaDevice, driver_problem
+from hybrid_rt.cuda import CudaDevice, driver_problem
 
 NO_GPU = driver_problem() is not None
 CPU = Machine(backends=frozenset(["openvino", "onnxruntime"]), cpu_bf16=True)

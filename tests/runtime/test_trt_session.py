@@ -1,12 +1,14 @@
 """TensorRTSession on fake CUDA and on the classes of each TensorRT, recorded from the real ones."""
 
 import gc
+import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_machine import FakeMachine
+from fake_machine import PROVIDERS, FakeMachine
 from fake_tensorrt import VERSIONS, expected, plan_bytes
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
@@ -34,15 +36,21 @@ def check(outputs, batch):
         np.testing.assert_array_equal(values, wanted[name])
 
 
+@pytest.fixture(params=PROVIDERS)
+def provider(request):
+    """Every session test runs on both."""
+    return request.param
+
+
 @pytest.fixture(params=VERSIONS)
-def machine(request, monkeypatch, tmp_path):
+def machine(request, monkeypatch, tmp_path, provider):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return FakeMachine(monkeypatch, request.param)
+    return FakeMachine(monkeypatch, request.param, provider=provider)
 
 
 @pytest.fixture
-def machine10(monkeypatch):
-    return FakeMachine(monkeypatch, "10.3")
+def machine10(monkeypatch, provider):
+    return FakeMachine(monkeypatch, "10.3", provider=provider)
 
 
 def write_plan(machine, folder, **facts):
@@ -95,6 +103,34 @@ def test_batches_of_every_size_on_every_version(machine, tmp_path):
     assert machine.cuda.counts() == {"device": 0, "pinned": 0, "streams": 0, "graphs": 0}
     with pytest.raises(BackendError, match="closed; open the model again"):
         session.run(images(1))
+
+
+def test_detail_names_the_memory_provider(machine10, tmp_path, provider):
+    session = open_plan(machine10, tmp_path)
+    assert f"memory through {provider}, CUDA graphs" in session.detail
+
+
+def test_after_a_reset_of_the_device_nothing_ends_the_process(machine10, tmp_path):
+    session = open_plan(machine10, tmp_path)
+    machine10.cuda.was_reset = True
+    with pytest.raises(BackendError, match=r"CUDA on cuda:0 \(Fake GPU.*context is destroyed"):
+        session.run(images(1))
+    session.close()
+    del session
+    gc.collect()
+    assert machine10.cuda.counts()["device"] > 0, "freed on a context that is gone"
+
+
+def test_after_fork_a_session_is_refused_and_not_freed(machine10, tmp_path, monkeypatch):
+    session = open_plan(machine10, tmp_path)
+    before, child = machine10.cuda.counts(), os.getpid() + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child)
+        with pytest.raises(BackendError, match=r"before this process was forked.*'spawn'"):
+            session.run(images(1))
+        session.close()
+        gc.collect()
+        assert machine10.cuda.counts() == before
 
 
 def test_outputs_are_the_callers_to_keep(machine10, tmp_path):
@@ -169,7 +205,7 @@ def test_a_thread_gets_the_lane_that_has_its_batch_size(machine10, tmp_path):
 
 
 def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypatch):
-    monkeypatch.setattr("hybrid_rt.backends.trt.load_graph_driver", lambda: None)
+    monkeypatch.setattr("hybrid_rt.backends.trt.load_bindings", lambda: None)
     session = open_plan(machine10, tmp_path)
     assert "no CUDA graphs (cuda-bindings is not installed)" in session.detail
     pixels = images(2)
@@ -187,9 +223,9 @@ def test_a_graph_that_cannot_be_recorded_is_done_without(machine10, tmp_path):
     assert machine10.cuda.launches == 0
 
 
-def test_rtx_uses_its_own_graphs_and_keeps_its_kernels(monkeypatch, tmp_path):
+def test_rtx_uses_its_own_graphs_and_keeps_its_kernels(monkeypatch, tmp_path, provider):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    machine = FakeMachine(monkeypatch, "rtx")
+    machine = FakeMachine(monkeypatch, "rtx", provider=provider)
     for run in range(2):
         session = open_plan(machine, tmp_path, cache=True)
         assert session.detail.endswith("CUDA graphs")
@@ -239,8 +275,8 @@ def test_cut_batch(size, ranges, cut):
     assert [(a, b, r.profile) for a, b, r in cut_batch(size, ranges)] == cut
 
 
-def test_eight_threads_equal_one(monkeypatch, tmp_path):
-    machine = FakeMachine(monkeypatch, "10.3", delay=0.0005)
+def test_eight_threads_equal_one(monkeypatch, tmp_path, provider):
+    machine = FakeMachine(monkeypatch, "10.3", delay=0.0005, provider=provider)
     session = open_plan(machine, tmp_path)
     batches = [images(1 + i % 5, seed=i) for i in range(64)]
     with ThreadPoolExecutor(8) as pool:
@@ -263,8 +299,8 @@ def test_one_context_only_is_enough_for_many_threads(machine10, tmp_path):
     assert len(machine10.trt.engines[0]._contexts) == 1
 
 
-def test_closing_while_others_run(monkeypatch, tmp_path):
-    machine = FakeMachine(monkeypatch, "10.3", delay=0.01)
+def test_closing_while_others_run(monkeypatch, tmp_path, provider):
+    machine = FakeMachine(monkeypatch, "10.3", delay=0.01, provider=provider)
     session = open_plan(machine, tmp_path)
     started, ended = threading.Event(), []
 
@@ -429,11 +465,10 @@ def test_an_engine_speaks_of_the_plan_that_it_built(machine10, tmp_path, asked):
         assert engine.info["sha256"] != options.entry.sha256
 
 
-def test_missing_pycuda_and_tensorrt_name_what_to_install(machine10, tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(BackendMissingError, match="pip install pycuda"):
+def test_missing_libraries_name_what_to_install(machine10, tmp_path, monkeypatch):
+    for name in ("pycuda.driver", "cuda.bindings.driver", "cuda.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendMissingError, match=r"cuda-bindings or PyCUDA.*hybrid-rt\[gpu\]'"):
         open_plan(machine10, tmp_path)
     monkeypatch.setattr("hybrid_rt.tensorrt_library._MODULES", {"tensorrt": ()})
     with pytest.raises(BackendMissingError, match="pip install 'tensorrt"):

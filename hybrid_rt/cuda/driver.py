@@ -1,7 +1,7 @@
-"""Is there an NVIDIA driver, and which GPUs? Asked of the driver itself, before anything else.
+"""The NVIDIA driver and its GPUs, read through ``libcuda`` alone.
 
-TensorRT crashes the process, or returns None, where no driver is loaded; so this is asked first,
-through ``libcuda`` alone. Nothing is allocated and no CUDA context is made.
+TensorRT crashes the process, or returns None, if no driver is loaded, so this comes first. Nothing
+is allocated and no CUDA context is made.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
-from hybrid_rt.errors import DeviceError, UsageError
+from hybrid_rt.errors import DeviceError
 
 # From cuda.h (CUresult, CUdevice_attribute); they are part of the driver's stable interface.
 _SUCCESS = 0
@@ -23,7 +24,7 @@ _LIBRARY = "libcuda.so.1"
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One GPU as the driver names it. ``compute_capability`` is such as "8.9"."""
+    """One GPU as the driver names it. ``compute_capability`` has the form "8.9"."""
 
     index: int
     name: str
@@ -35,9 +36,10 @@ class CudaDevice:
 
 
 def cuda_devices() -> tuple[CudaDevice, ...]:
-    """The GPUs this process may use (CUDA_VISIBLE_DEVICES applies), at least one.
+    """Return the GPUs this process may use (CUDA_VISIBLE_DEVICES applies), at least one.
 
-    Raises DeviceError that says whether the driver or the device is missing.
+    Raises:
+        DeviceError: Names what is missing, the driver or the device.
     """
     try:
         driver = ctypes.CDLL(_LIBRARY)
@@ -54,27 +56,17 @@ def cuda_devices() -> tuple[CudaDevice, ...]:
     return tuple(_device(driver, index) for index in range(count.value))
 
 
-def cuda_device(device: str = "cuda") -> CudaDevice:
-    """The GPU called "cuda", "cuda:0", "cuda:1"… or "auto", which is the first.
-
-    Raises UsageError for another name, DeviceError where that GPU is not there.
-    """
-    prefix, _, number = device.partition(":")
-    if device == "auto":
-        number = "0"
-    elif prefix != "cuda" or (":" in device and not (number.isascii() and number.isdigit())):
-        raise UsageError(f"device is {device!r}; expected auto, cuda or cuda:N for a TensorRT plan")
-    found = cuda_devices()
-    index = int(number or 0)
-    if index >= len(found):
-        raise DeviceError(
-            f"device is {device!r}; this machine has {', '.join(str(d) for d in found)}"
-        )
-    return found[index]
+@lru_cache(maxsize=1)
+def cuda_device_count() -> int:
+    """Return the number of NVIDIA GPUs this process can use; 0 without a driver."""
+    try:
+        return len(cuda_devices())
+    except DeviceError:
+        return 0
 
 
 def driver_problem() -> str | None:
-    """Why no GPU can be used here, as one line; None where one can."""
+    """Return why no GPU can be used here, as one line, or None if one can."""
     try:
         cuda_devices()
     except DeviceError as err:
