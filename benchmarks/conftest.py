@@ -15,6 +15,10 @@ from benchmarks.page import write_page
 from benchmarks.prepare import PRESETS, prepared
 from benchmarks.rows import machine_facts
 from benchmarks.tables import format_tables
+from hybrid_rt.cpu import prepare
+
+for library in ("torch", "openvino"):
+    prepare(library)  # the workers inherit it; without, some CPUs end their processes
 
 #: A row is timed for about so many seconds, and within these numbers of rounds.
 SECONDS, LEAST, MOST = {"full": 30.0, "tiny": 3.0}, 3, 20

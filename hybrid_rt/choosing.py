@@ -1,41 +1,59 @@
 """Which file of a bundle to open on this machine, and what is known about it.
 
-A folder gives its fastest certified file for this machine, in this order:
+A folder gives its fastest certified file for this machine:
 
 - with a GPU: a TensorRT plan that fits it, then fp16, bf16 and fp32 ONNX (onnxruntime-gpu);
-- on a CPU: int8, then bf16 where the CPU has bf16 instructions, then fp32.
+- on a CPU: by the measured speed of each backend and precision that a certificate covers.
 
-A file counts as certified when its parity certificate passed; a plan without one of its own takes
+An ONNX file named by the caller is run on a CPU in the fastest way that its certificate covers. A
+file counts as certified when its parity certificate passed; a plan without one of its own takes
 that of the ONNX it was built from. Nothing is deserialized before its SHA-256 was compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hybrid_rt.backends import BACKENDS, is_installed, onnxruntime_has_gpu
 from hybrid_rt.bundle import BUNDLE_NAME, Bundle, BundleFile
+from hybrid_rt.cpu import CpuProfile, process_profile
+from hybrid_rt.cpu_choice import candidates, describe
 from hybrid_rt.cuda import CudaDevice, cuda_device_count, cuda_devices, parse_device
 from hybrid_rt.errors import DeviceError, ModelFileError, UsageError
 from hybrid_rt.onnx_metadata import read_spec
 from hybrid_rt.plan_fit import gpu_mismatch, version_mismatch
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.tensorrt_library import installed_libraries, load_tensorrt
+from hybrid_rt.validated import combination, cpu_reports
 
 _PLANS = (".plan", ".engine")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A file to open. ``reason`` says why this one; ``entry`` is its line in the bundle, if any."""
+    """A file to open. ``reason`` says why this one; ``entry`` is its line in the bundle, if any.
+
+    ``backend`` and ``precision`` are how it is run; None leaves that to ``open_session``.
+    """
 
     path: Path
     spec: ModelSpec
     reason: str
+    backend: str | None = None
+    precision: str | None = None
     bundle: Bundle | None = None
     entry: BundleFile | None = None
+
+    @property
+    def report(self) -> Mapping[str, Any] | None:
+        """The passed check of the backend and precision that run on the CPU, if there is one."""
+        if self.entry is None or self.backend is None:
+            return None
+        key = combination(self.backend, self.entry.precision, self.precision)
+        return cpu_reports(self.entry).get(key)
 
     @property
     def certified_by(self) -> str | None:
@@ -45,7 +63,13 @@ class ModelFile:
         return _certified_by(self.bundle, self.path.name)
 
 
-def find_model(path: Path, *, device: str = "auto", backend: str | None = None) -> ModelFile:
+def find_model(
+    path: Path,
+    *,
+    device: str = "auto",
+    backend: str | None = None,
+    precision: str | None = None,
+) -> ModelFile:
     """The model file behind a path to a file or to a bundle's folder, its digest checked.
 
     Raises ModelFileError, DigestError or SpecError for files that are not right, DeviceError for
@@ -55,8 +79,8 @@ def find_model(path: Path, *, device: str = "auto", backend: str | None = None) 
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if path.is_dir():
         bundle = Bundle.load(path)
-        name, reason = fastest(bundle, Machine.here(device), backend)
-        return _from_bundle(bundle, name, reason)
+        chosen = fastest(bundle, Machine.here(device), backend, precision)
+        return _from_bundle(bundle, chosen)
     if not path.exists():
         raise ModelFileError(
             f"{path} does not exist; expected a model.onnx, a model.plan or a bundle's folder, "
@@ -74,7 +98,7 @@ def find_model(path: Path, *, device: str = "auto", backend: str | None = None) 
                 "preprocessing and classes are unknown; keep the plan in its bundle's folder"
             )
     if bundle_beside is not None and listed:
-        return _from_bundle(bundle_beside, path.name, "named by the caller")
+        return _from_bundle(bundle_beside, _named(bundle_beside, path, device, backend, precision))
     if path.suffix != ".onnx":
         raise ModelFileError(
             f"{path} ends in {path.suffix!r}; expected .onnx, .plan or a bundle's folder"
@@ -82,21 +106,58 @@ def find_model(path: Path, *, device: str = "auto", backend: str | None = None) 
     return ModelFile(path=path, spec=read_spec(path), reason="named by the caller, no bundle")
 
 
-def _from_bundle(bundle: Bundle, name: str, reason: str) -> ModelFile:
-    path = bundle.check(name)
+@dataclass(frozen=True)
+class Choice:
+    """A file of a bundle, why it was taken, and how to run it; None leaves that open."""
+
+    name: str
+    reason: str
+    backend: str | None = None
+    precision: str | None = None
+
+
+def _from_bundle(bundle: Bundle, choice: Choice) -> ModelFile:
     return ModelFile(
-        path=path, spec=bundle.spec, reason=reason, bundle=bundle, entry=bundle.files[name]
+        path=bundle.check(choice.name),
+        spec=bundle.spec,
+        reason=choice.reason,
+        backend=choice.backend,
+        precision=choice.precision,
+        bundle=bundle,
+        entry=bundle.files[choice.name],
     )
+
+
+def _named(
+    bundle: Bundle, path: Path, device: str, backend: str | None, precision: str | None
+) -> Choice:
+    """The file that the caller named; on a CPU in the fastest way that its certificate covers."""
+    choice = Choice(path.name, "named by the caller")
+    kind, _ = parse_device(device)
+    asked = backend is not None and backend not in ("openvino", "onnxruntime")
+    on_gpu = kind == "cuda" or (kind == "auto" and onnxruntime_has_gpu())
+    if path.suffix != ".onnx" or asked or on_gpu or precision in ("fp32", "bf16"):
+        return choice
+    machine = Machine.of_cpu()
+    entry = {path.name: bundle.files[path.name]}
+    found = candidates(entry, machine.cpu, machine.allowed(backend))
+    if not found:
+        return Choice(path.name, "named by the caller; no certificate covers what runs here")
+    reason = f"named by the caller; {describe(found, machine.cpu)}"
+    return Choice(path.name, reason, found[0].backend, found[0].hint)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What decides which file is fastest. ``tensorrt`` maps a library to its version."""
+    """What decides which file is fastest. ``tensorrt`` maps a library to its version.
+
+    ``cpu`` is what this process can run on the CPU.
+    """
 
     gpu: CudaDevice | None = None
     tensorrt: Mapping[str, str] = field(default_factory=dict)
     backends: frozenset[str] = frozenset()
-    cpu_bf16: bool = False
+    cpu: CpuProfile = field(default_factory=CpuProfile)
 
     @classmethod
     def here(cls, device: str) -> tuple[Machine, ...]:
@@ -108,29 +169,40 @@ class Machine:
             backends = frozenset(["onnxruntime"] * onnxruntime_has_gpu())
             machines.append(cls(gpu=cuda_devices()[index], tensorrt=versions, backends=backends))
         if kind != "cuda":
-            backends = frozenset(n for n in ("openvino", "onnxruntime") if is_installed(n))
-            machines.append(cls(backends=backends, cpu_bf16=_cpu_has_bf16()))
+            machines.append(cls.of_cpu())
         return tuple(machines)
+
+    @classmethod
+    def of_cpu(cls) -> Machine:
+        """The CPU alone. Its profile is probed if that was not done before."""
+        backends = frozenset(n for n in ("openvino", "onnxruntime") if is_installed(n))
+        return cls(backends=backends, cpu=process_profile())
+
+    def allowed(self, backend: str | None) -> frozenset[str]:
+        """The backends that may be used if the caller asks for ``backend``."""
+        return self.backends if backend is None else self.backends & {backend.partition("-")[0]}
 
 
 def fastest(
-    bundle: Bundle, machines: Sequence[Machine], backend: str | None = None
-) -> tuple[str, str]:
-    """Name of the bundle's fastest certified file for the first machine that has one, and why.
+    bundle: Bundle,
+    machines: Sequence[Machine],
+    backend: str | None = None,
+    precision: str | None = None,
+) -> Choice:
+    """The bundle's fastest certified file for the first machine that has one.
 
-    Raises ModelFileError where no certified file runs on any of them.
+    Raises ModelFileError if no certified file runs on any of them.
     """
     passed_over = ""
     for machine in machines:
-        gpu = machine.gpu is not None
-        for name, file in sorted(bundle.files.items(), key=lambda item: _rank(item[1], gpu)):
-            source = _certified_by(bundle, name)
-            if source is None or not _runs_on(machine, file, backend):
-                continue
-            through = "" if source == name else f", certified through {source}"
-            kind = "GPU" if gpu else "CPU"
-            return name, f"fastest certified file for this {kind}{through}{passed_over}"
-        passed_over = f"; none runs on {machine.gpu}" if gpu else ""
+        choice = (
+            _fastest_on_cpu(bundle, machine, backend, precision)
+            if machine.gpu is None
+            else _fastest_on_gpu(bundle, machine, backend)
+        )
+        if choice is not None:
+            return replace(choice, reason=choice.reason + passed_over)
+        passed_over = f"; none runs on {machine.gpu}" if machine.gpu else ""
     folder = bundle.path(BUNDLE_NAME).parent
     raise ModelFileError(
         f"{folder} has no certified file that runs here (it lists "
@@ -139,25 +211,37 @@ def fastest(
     )
 
 
-def _rank(file: BundleFile, gpu: bool) -> int:
-    if gpu:
-        order = ("plan", "fp16", "bf16", "fp32", "int8")
-        return order.index("plan" if file.format == "plan" else file.precision)
-    return ("int8", "bf16", "fp32", "fp16").index(file.precision)
+def _fastest_on_cpu(
+    bundle: Bundle, machine: Machine, backend: str | None, precision: str | None
+) -> Choice | None:
+    if backend == "fake":
+        certified = [n for n in bundle.files if _certified_by(bundle, n) is not None]
+        return Choice(certified[0], "the first certified file") if certified else None
+    allowed = machine.allowed(backend)
+    found = candidates(bundle.files, machine.cpu, allowed, precision=precision)
+    if not found:
+        return None
+    return Choice(found[0].name, describe(found, machine.cpu), found[0].backend, found[0].hint)
 
 
-def _runs_on(machine: Machine, file: BundleFile, backend: str | None) -> bool:
+def _fastest_on_gpu(bundle: Bundle, machine: Machine, backend: str | None) -> Choice | None:
+    for name, file in sorted(bundle.files.items(), key=lambda item: _rank(item[1])):
+        source = _certified_by(bundle, name)
+        if source is not None and _runs_on_gpu(machine, file, backend):
+            through = "" if source == name else f", certified through {source}"
+            return Choice(name, f"fastest certified file for this GPU{through}")
+    return None
+
+
+def _rank(file: BundleFile) -> int:
+    order = ("plan", "fp16", "bf16", "fp32", "int8")
+    return order.index("plan" if file.format == "plan" else file.precision)
+
+
+def _runs_on_gpu(machine: Machine, file: BundleFile, backend: str | None) -> bool:
     if file.format == "plan":
         return backend in (None, "tensorrt", "tensorrt-rtx") and _plan_fits(machine, file)
-    if backend == "fake":
-        return True
-    able = machine.backends & {"onnxruntime"} if machine.gpu else machine.backends
-    if backend is not None:
-        able = able & {backend.partition("-")[0]}
-    if machine.gpu is None and file.precision == "bf16":
-        return "openvino" in able and machine.cpu_bf16
-    # fp16 is emulated on CPUs: six times slower than fp32.
-    return bool(able) and not (machine.gpu is None and file.precision == "fp16")
+    return backend == "fake" or "onnxruntime" in machine.allowed(backend)
 
 
 def _plan_fits(machine: Machine, file: BundleFile) -> bool:
@@ -166,14 +250,6 @@ def _plan_fits(machine: Machine, file: BundleFile) -> bool:
         return False
     version = machine.tensorrt[built_for.library]
     return not (gpu_mismatch(built_for, machine.gpu) or version_mismatch(built_for, version))
-
-
-def _cpu_has_bf16() -> bool:
-    if not is_installed("openvino"):
-        return False
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _certified_by(bundle: Bundle, name: str) -> str | None:

@@ -222,7 +222,10 @@ class HybridEngine(OpenModel):
                 "it in the folder that hybrid-export wrote"
             )
         golden = self._model.bundle.load_golden()
-        return run_selftest(golden, self._model.entry, self.spec, self.load, self.run)
+        model = self._model
+        return run_selftest(
+            golden, model.entry, self.spec, self.load, self.run, report=model.report
+        )
 
     def rules(self, **asked: Unpack[RuleArguments]) -> Rules:
         """predict's coverage, coverage_by, threshold and abstain, checked against this model.

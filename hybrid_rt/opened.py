@@ -59,13 +59,18 @@ class OpenModel:
             "memory_limit": memory_limit,
             "rebuild": rebuild,
         }
-        model = find_model(Path(path), device=device, backend=backend)
+        model = find_model(Path(path), device=device, backend=backend, precision=precision)
         options = SessionOptions(spec=model.spec, bundle=model.bundle, entry=model.entry, **asked)
+        if precision in (None, "auto"):
+            options = dataclasses.replace(options, precision=model.precision)
+        if backend is None:
+            options = dataclasses.replace(options, backend=model.backend)
         session = open_session(model.path, spec=model.spec, options=options)
         if rebuild and model.bundle is not None:  # its plan may be another one now
             bundle = Bundle.load(model.path.parent)
             entry = bundle.files[model.path.name]
             model = dataclasses.replace(model, bundle=bundle, entry=entry)
+        model = dataclasses.replace(model, backend=session.backend, precision=options.precision)
         self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
         self._set_up(session, model.spec, model, batch_size)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +90,14 @@ def run_selftest(
     spec: ModelSpec,
     load: Callable[[Any], Pixels],
     run: Callable[[Pixels], Outputs],
+    *,
+    report: Mapping[str, Any] | None = None,
 ) -> SelfTest:
-    """Each golden image decoded and run, alone, against what the exporter wrote down."""
-    limit = _limit(golden, entry)
+    """Each golden image decoded and run, alone, against what the exporter wrote down.
+
+    ``report`` is the check of the backend and precision that run, by default the file's first one.
+    """
+    limit = _limit(golden, entry, report or (entry.certificate if entry else None))
     pixel_faults: dict[str, str] = {}
     engine_faults: dict[str, str] = {}
     largest = float("nan")
@@ -136,9 +141,11 @@ def _compare(
     return None
 
 
-def _limit(golden: GoldenImages, entry: BundleFile | None) -> float:
-    """The certificate's own limit, or the precision's share of the largest logit."""
-    limits: Any = ((entry.certificate if entry else None) or {}).get("limits")
+def _limit(
+    golden: GoldenImages, entry: BundleFile | None, report: Mapping[str, Any] | None
+) -> float:
+    """The check's own limit, or the precision's share of the largest logit."""
+    limits: Any = (report or {}).get("limits")
     stated = limits.get("logits_max_abs") if isinstance(limits, dict) else None
     if isinstance(stated, (int, float)) and stated > 0:
         return float(stated)

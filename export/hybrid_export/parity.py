@@ -78,6 +78,10 @@ class Certificate:
     batch_invariance_flips: int
     heatmaps_correlation: float | None = None
     heatmaps_correlation_min: float | None = None
+    #: The runtime's backend and device, and the precision it was told to compute in, if it was.
+    backend: str | None = None
+    device: str | None = None
+    precision_hint: str | None = None
     kept_fp32: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     worst_images: list[str] = field(default_factory=list)
@@ -144,6 +148,9 @@ def certify(
     certificate = Certificate(
         reference=reference.detail,
         measured_with=runner.detail,
+        backend=runner.backend,
+        device=runner.device,
+        precision_hint=runner.precision_hint,
         images=len(images),
         origin=images.origin,
         limits=limits.to_dict(scale),

@@ -25,10 +25,16 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Runner:
-    """``run`` maps uint8 ``[batch, height, width, 3]`` to outputs; ``detail`` says what it is."""
+    """``run`` maps uint8 ``[batch, height, width, 3]`` to outputs; ``detail`` says what it is.
+
+    ``backend``, ``device`` and ``precision_hint`` are the runtime's, None where it is not one.
+    """
 
     run: Callable[[NDArray[np.uint8]], Outputs]
     detail: str
+    backend: str | None = None
+    device: str | None = None
+    precision_hint: str | None = None
 
     def all(self, images: NDArray[np.uint8], batch: int = BATCH) -> Outputs:
         """Outputs of any number of images, a batch at a time."""
@@ -67,7 +73,7 @@ def session(
     except BackendMissingError as err:
         raise BackendMissingError(f"{path.name} cannot be certified: {err}") from err
     detail = f"{opened.backend} {_version(opened.backend)} {opened.detail}"
-    return Runner(opened.run, detail)
+    return Runner(opened.run, detail, opened.backend, opened.device, precision)
 
 
 def _version(backend: str) -> str:

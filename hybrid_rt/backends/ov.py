@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from hybrid_rt.backends import SessionOptions, check_interface
 from hybrid_rt.backends.ov_cache import CompiledCache
-from hybrid_rt.bundle import BundleFile
+from hybrid_rt.cpu import prepare, why_unusable
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
+from hybrid_rt.validated import combination
 
 
 class OpenVinoSession:
@@ -61,10 +61,12 @@ class OpenVinoSession:
                 f"device {options.device!r} with openvino; it runs on the CPU here: use "
                 "backend='onnxruntime' or device='cpu'"
             )
+        cap = prepare("openvino")
         import openvino
 
         core = openvino.Core()
         bf16 = _use_bf16(core, options)
+        _check_instructions(path, options, bf16, cap)
         config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": options.mode.upper(),
@@ -179,21 +181,6 @@ class _Compiled:
         return f"CPU {precision}, {streams} stream{'s' if int(streams) > 1 else ''}"
 
 
-def certified_for_bf16(entry: BundleFile | None) -> bool:
-    """Whether a file is bf16, or passed a parity check that was measured in bf16."""
-    if entry is None:
-        return False
-    certificate = entry.certificate or {}
-    also = certificate.get("also")
-    checks = [certificate, *(also if isinstance(also, list) else ())]
-    return entry.precision == "bf16" or any(
-        isinstance(check, Mapping)
-        and check.get("passed") is True
-        and "bf16" in str(check.get("measured_with")).lower()
-        for check in checks
-    )
-
-
 def _use_bf16(core: Any, options: SessionOptions) -> bool:
     able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if options.precision == "bf16" and not able:
@@ -203,7 +190,23 @@ def _use_bf16(core: Any, options: SessionOptions) -> bool:
         )
     if options.precision in ("fp32", "bf16"):
         return options.precision == "bf16"
-    return able and certified_for_bf16(options.entry)
+    return able and options.entry is not None and options.entry.precision == "bf16"
+
+
+def _check_instructions(
+    path: Path, options: SessionOptions, bf16: bool, cap: str | None
+) -> None:
+    """Raise DeviceError for a file that would end this process or give wrong numbers here."""
+    file = options.entry.precision if options.entry else "fp32"
+    _, precision = combination("openvino", file, "bf16" if bf16 else "fp32")
+    reason = why_unusable("openvino", precision)
+    if reason is None and options.entry is None and cap is not None:
+        reason = why_unusable("openvino", "int8")  # what a lone file has inside is not known
+    if reason is not None:
+        raise DeviceError(
+            f"{path.name}: {reason}; or use backend='onnxruntime', or the bundle's model.onnx with "
+            "precision='fp32'"
+        )
 
 
 def _sizes(port: Any) -> list[int | None]:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from certificates import certificate
 from PIL import Image
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
@@ -61,12 +62,11 @@ def bundle_folder(tmp_path, pictures):
         features=outputs["features"],
     )
     path = golden.save(tmp_path / "model.golden.npz")
-    certificate = {"passed": True, "limits": {"logits_max_abs": 1e-4}}
     bundle = Bundle(
         spec=spec,
         files={
             "model.onnx": describe_file(
-                tmp_path / "model.onnx", precision="fp32", certificate=certificate
+                tmp_path / "model.onnx", precision="fp32", certificate=certificate()
             )
         },
         golden=Golden(file=path.name, sha256=sha256_file(path), count=2),
@@ -84,9 +84,9 @@ def with_files():
         for name, (precision, passed) in precisions.items():
             path = folder / f"model.{name}.onnx"
             path.write_bytes((folder / "model.onnx").read_bytes())
+            found = certificate(precision, passed)
             bundle = bundle.with_file(
-                path.name,
-                describe_file(path, precision=precision, certificate={"passed": passed}),
+                path.name, describe_file(path, precision=precision, certificate=found)
             )
         dataclasses.replace(bundle, folder=None).save(folder)
 

@@ -120,7 +120,7 @@ def test_selftest_and_info(bundle_folder, capsys):
     assert main([str(bundle_folder), "--selftest"]) == 0
     assert "self-test passed: 2 golden images" in capsys.readouterr().out
     assert main([str(bundle_folder), "--info"]) == 0  # and no IMAGE
-    assert json.loads(capsys.readouterr().out)["reason"].startswith("fastest certified")
+    assert json.loads(capsys.readouterr().out)["reason"].startswith("fastest validated")
 
 
 def test_help_ends_with_an_example(capsys):

@@ -6,11 +6,14 @@ import itertools
 import numpy as np
 import onnx
 import pytest
+from certificates import certificate
 
 from hybrid_rt import HybridEngine
 from hybrid_rt.backends import is_installed, onnxruntime_has_gpu
-from hybrid_rt.backends.ov import OpenVinoSession, certified_for_bf16
+from hybrid_rt.backends.ov import OpenVinoSession
 from hybrid_rt.bundle import Bundle, BundleFile
+from hybrid_rt.cpu import why_unusable
+from hybrid_rt.validated import cpu_reports
 
 #: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
 WAYS = {
@@ -29,11 +32,8 @@ def ways_here():
             continue
         if "cuda" in arguments.get("device", "") and not onnxruntime_has_gpu():
             continue
-        if arguments.get("precision") == "bf16":
-            import openvino
-
-            if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                continue
+        if arguments.get("precision") == "bf16" and why_unusable("openvino", "bf16"):
+            continue
         yield name, arguments, limit
 
 
@@ -81,10 +81,9 @@ def test_every_file_of_a_bundle(bundle_folder, with_files, pictures):
 
 def test_precision_by_certificate(bundle_folder, with_files):
     """bf16 runs where the file says so, and only there, or where a caller asks for it."""
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this CPU has no bf16 instructions")
+    reason = why_unusable("openvino", "bf16")
+    if reason:
+        pytest.skip(reason)
     with_files(bundle_folder, bf16=("bf16", True))
     for name, precision, expected in (
         ("model.onnx", None, "f32"),
@@ -98,23 +97,25 @@ def test_precision_by_certificate(bundle_folder, with_files):
 
 
 @pytest.mark.parametrize(
-    ("certificate", "expected"),
+    ("checks", "expected"),
     [
-        (None, False),
-        ({"passed": True, "measured_with": "onnxruntime 1.32 CPUExecutionProvider"}, False),
-        ({"passed": True, "measured_with": "openvino 2026.4 CPU bf16, 1 stream"}, True),
-        ({"passed": False, "measured_with": "openvino 2026.4 CPU bf16, 1 stream"}, False),
-        ({"passed": True, "also": [{"passed": True, "measured_with": "openvino bf16"}]}, True),
-        ({"passed": True, "also": [{"passed": False, "measured_with": "openvino bf16"}]}, False),
-        ({"passed": True, "also": "bf16"}, False),
+        (None, set()),
+        ({"passed": True}, set()),
+        ({"passed": True, "backend": "openvino", "device": "cuda:0"}, set()),
+        (certificate(), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        (certificate(passed=False), set()),
+        (certificate(bf16=False), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        ({**certificate(bf16=True), "passed": False}, {("openvino", "fp32"), ("openvino", "bf16")}),
+        ({**certificate(), "also": "openvino"}, {("onnxruntime", "fp32")}),
     ],
 )
-def test_bf16_needs_a_passed_measurement(certificate, expected):
+def test_combinations_come_from_passed_checks(checks, expected):
     entry = BundleFile(
-        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", certificate=certificate
+        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", certificate=checks
     )
-    assert certified_for_bf16(entry) is expected
-    assert certified_for_bf16(dataclasses.replace(entry, precision="bf16"))
+    assert set(cpu_reports(entry)) == expected
+    int8 = dataclasses.replace(entry, precision="int8", certificate=certificate(bf16=True))
+    assert ("openvino", "int8+bf16") in cpu_reports(int8)
 
 
 def test_openvino_cache_is_kept_when_asked(tiny_folder, tmp_path, pixels, monkeypatch):

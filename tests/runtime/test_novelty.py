@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from certificates import certificate
 from PIL import Image
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
@@ -51,10 +52,9 @@ def folder(tmp_path_factory, grey):
         entry = gaussian(engine.features(grey)).save(folder / NOVELTY_NAME)
     spec = tiny_spec(size=SIZE, extras={EXTRAS_KEY: entry.to_dict()})
     write_tiny_onnx(path, spec)
-    certificate = {"passed": True}
     Bundle(
         spec=spec,
-        files={"model.onnx": describe_file(path, precision="fp32", certificate=certificate)},
+        files={"model.onnx": describe_file(path, precision="fp32", certificate=certificate())},
     ).save(folder)
     return folder
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from certificates import certificate
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine, ModelFileError
@@ -56,7 +57,7 @@ def test_engine_fault_by_other_weights(bundle_folder):
     spec = Bundle.load(bundle_folder).spec
     path = write_tiny_onnx(bundle_folder / "model.onnx", spec, seed=5)
     bundle = Bundle.load(bundle_folder)
-    entry = describe_file(path, precision="fp32", certificate={"passed": True})
+    entry = describe_file(path, precision="fp32", certificate=certificate())
     dataclasses.replace(bundle.with_file(path.name, entry), folder=None).save(bundle_folder)
     with HybridEngine(bundle_folder, backend="onnxruntime") as engine:
         result = engine.selftest()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt.bundle import Bundle, describe_file
@@ -53,7 +54,7 @@ def write_bundle(folder):
     """A bundle whose model.json has a certificate, as hybrid-export writes it."""
     spec = tiny_spec(size=32)
     path = write_tiny_onnx(folder / "model.onnx", spec)
-    entry = describe_file(path, precision="fp32", certificate={"passed": True})
+    entry = describe_file(path, precision="fp32", certificate=certificate())
     Bundle(spec=spec, files={"model.onnx": entry}).save(folder)
     return folder
 

@@ -10,27 +10,41 @@ from typing import Any
 import torch
 from torch import nn
 
+from hybrid_rt.cpu import cpu_profile, usable, why_unusable
 from hybrid_rt.errors import UsageError
 from hybrid_train.config import TrainConfig
 from hybrid_train.model import HybridClassifier
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """What to compute in; "auto" is bf16 where it is fast, else fp16 on CUDA, else fp32."""
-    able = bf16_able(device)
-    if asked == "auto":
-        return "bf16" if able else "fp16" if device.type == "cuda" else "fp32"
-    if asked == "fp16" and device.type != "cuda":
+    """What to compute in. "auto" on a GPU is bf16 if it has it, else fp16; on a CPU it is bf16 only
+    if that ran there and was faster than fp32 (``hybrid_rt.cpu``), else fp32.
+
+    Raises UsageError for a precision that this device cannot run.
+    """
+    if device.type == "cuda":
+        able = torch.cuda.get_device_capability(device) >= (8, 0)
+        return ("bf16" if able else "fp16") if asked == "auto" else asked
+    if asked == "fp16":
         raise UsageError("--precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
+    if asked == "auto":
+        return "bf16" if bf16_is_faster() else "fp32"
+    reason = why_unusable("torch", asked)
+    if reason is not None:
+        raise UsageError(f"--precision {asked}: {reason}; or use --precision fp32 or auto")
     return asked
 
 
-def bf16_able(device: torch.device) -> bool:
-    """Whether bf16 matrix products are fast on ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in checks)
+def bf16_is_faster() -> bool:
+    """Whether PyTorch ran bf16 on this CPU faster than fp32 when the CPU was probed."""
+    if not usable("torch", "bf16"):
+        return False
+    profile = cpu_profile("torch")
+    bf16, fp32 = (profile.milliseconds("torch", p) for p in ("bf16", "fp32"))
+    if bf16 is None or fp32 is None:  # not probed: by the CPU's own word
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in checks)
+    return bf16 < fp32
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

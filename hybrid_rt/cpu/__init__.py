@@ -1,0 +1,30 @@
+"""What this CPU really runs, and how fast: probed once in child processes, kept, used everywhere.
+
+from hybrid_rt.cpu import cpu_profile, prepare
+
+prepare("openvino")  # before the import: caps the instruction set where this CPU needs it
+print(cpu_profile("openvino").summary())
+
+A CPU's flags do not tell which precision is fastest, nor even which one runs.
+See docs/runtime.md, "The CPU profile". HYBRID_RT_CPU_PROFILE=off skips the probe, and
+HYBRID_RT_CPU_PROFILE=FILE takes a profile that ``python -m hybrid_rt --json`` printed.
+"""
+
+from hybrid_rt.cpu.cache import (
+    cpu_profile,
+    prepare,
+    process_profile,
+    usable,
+    why_unusable,
+)
+from hybrid_rt.cpu.profile import CpuProfile, Measurement
+
+__all__ = [
+    "CpuProfile",
+    "Measurement",
+    "cpu_profile",
+    "prepare",
+    "process_profile",
+    "usable",
+    "why_unusable",
+]
