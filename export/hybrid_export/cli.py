@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.int8:  # before PyTorch is imported, which takes seconds
+        from hybrid_export.verification import check_calibration
+
+        check_calibration(args.checkpoint, args.calibrate)
     from hybrid_export.options import ExportOptions
     from hybrid_export.pipeline import export
 
@@ -93,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     precision.add_argument("--bf16", action="store_true", help="write model.bf16.onnx")
     precision.add_argument("--int8", action="store_true", help="write model.int8.onnx")
     precision.add_argument(
-        "--calibrate", metavar="DATA", help="images to measure --int8's ranges on, as for --verify"
+        "--calibrate",
+        metavar="DATA",
+        help="images to measure --int8's ranges on, as for --verify (default: the training images "
+        "that the run kept)",
     )
 
     verify = parser.add_argument_group("certificate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from hybrid_export.precision import in_module
 from hybrid_export.quantize import layers, quantize
 from hybrid_export.receipt import graph_receipt
 from hybrid_export.runners import session
-from hybrid_export.verification import load_verification
+from hybrid_export.verification import chosen_images
+from hybrid_rt.bundle import pixels_digest
 from hybrid_rt.errors import ExportError
 
 #: Images to calibrate on; the ranges of a ViT settle within some tens of them.
@@ -25,15 +27,15 @@ CALIBRATION_LIMIT = 64
 _SENSITIVITY_IMAGES = 4
 
 
-def write_int8(job: Job) -> bool:
+def write_int8(job: Job, source: Path) -> bool:
     """Add model.int8.onnx to the job's bundle; whether an attempt passed.
+
+    It is calibrated on ``--calibrate DATA``, else on training images that the run of ``source``
+    kept.
 
     The attempts leave out the modules that moved the logits most: none, 1, 2, 4, 8, … of them.
     """
-    assert job.options.calibrate is not None
-    images = load_verification(job.options.calibrate, job.spec, limit=CALIBRATION_LIMIT)
-    pixels = images.pixels
-    job.say(f"Calibrating INT8 on {len(images)} images of {images.origin}")
+    pixels = calibration_pixels(job, source)
     quantizable = list(layers(job.fp32))
     ranges = measure_ranges(job.fp32, {layer.activation for layer in quantizable}, pixels)
     path = job.staged / "model.int8.onnx"
@@ -56,6 +58,19 @@ def write_int8(job: Job) -> bool:
     path.unlink(missing_ok=True)
     job.failures.append(f"{reason}.")
     return False
+
+
+def calibration_pixels(job: Job, source: Path) -> NDArray[np.uint8]:
+    """The images to calibrate on, uint8 ``[n, height, width, 3]``; says which they are."""
+    data = job.options.calibrate
+    images = chosen_images(data, source, "calibration", job.spec, limit=CALIBRATION_LIMIT)
+    assert images is not None, "see check_calibration"
+    validated = {pixels_digest(image) for image in job.reference.images.pixels}
+    shared = sum(pixels_digest(image) in validated for image in images.pixels)
+    what = "training images" if data is None else "images"
+    note = f"; it is validated on {shared} of them too" if shared else ""
+    job.say(f"Calibrating INT8 on {len(images)} {what} of {images.origin}{note}")
+    return images.pixels
 
 
 def attempts(model: Any, ranges: Ranges, images: NDArray[np.uint8]) -> Iterator[Attempt]:

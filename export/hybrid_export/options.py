@@ -26,6 +26,7 @@ class ExportOptions:
     fp16: bool = False
     bf16: bool = False
     int8: bool = False
+    #: Images to calibrate INT8 on; None takes the training images that the run kept.
     calibrate: str | None = None
     explain: bool = False
     plans: Literal["auto", "tensorrt", "tensorrt_rtx", "none"] = "auto"
@@ -52,10 +53,5 @@ class ExportOptions:
             )
         if self.verify_limit < 2:
             raise UsageError(f"--verify-limit is {self.verify_limit}; expected 2 images or more")
-        if self.int8 and self.calibrate is None:
-            raise UsageError(
-                "--int8 needs --calibrate DATA: real images, such as a part of the training data, "
-                "to measure the range of every layer on"
-            )
         if self.calibrate is not None and not self.int8:
             raise UsageError("--calibrate is for --int8; add --int8 or leave --calibrate out")

@@ -29,9 +29,9 @@ from hybrid_export.triton import write_repository
 from hybrid_export.verification import (
     VerificationSet,
     builtin_images,
+    check_calibration,
+    chosen_images,
     golden_images,
-    load_verification,
-    run_validation,
 )
 from hybrid_rt.bundle import GOLDEN_NAME, BuiltFor, Bundle, Golden, sha256_file
 from hybrid_rt.errors import CheckpointError, ParityError
@@ -51,6 +51,8 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     """
     no_plan = None if options.plans == "none" else why_no_plan(options)
     source = Path(checkpoint) if checkpoint is not None else newest_run()
+    if options.int8:
+        check_calibration(source, options.calibrate)
     model, spec = load(source)
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
@@ -78,7 +80,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
         if options.bf16:
             _half(job, "bf16")
         if options.int8:
-            write_int8(job)
+            write_int8(job, source)
         _plans(job, no_plan)
         _golden(job)
         write_card(job.bundle, source, staged, options.output, say)
@@ -112,10 +114,8 @@ def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
 
 
 def _images(source: Path, spec: ModelSpec, options: ExportOptions) -> VerificationSet:
-    if options.verify is not None:
-        return load_verification(options.verify, spec, limit=options.verify_limit)
-    run = source if source.is_dir() else source.parent
-    found = run_validation(run, spec, limit=options.verify_limit)
+    limit = options.verify_limit
+    found = chosen_images(options.verify, source, "validation", spec, limit=limit)
     return found if found is not None else builtin_images(spec)
 
 

@@ -1,7 +1,8 @@
 """The real images that exported files are judged on, or that INT8 is calibrated on.
 
 DATA is a folder of images, a folder of class folders, or a parquet file (or a folder of them).
-By default the run's own ``validation/`` folder, else built-in synthetic mammograms.
+By default what the run kept: ``validation/`` to judge on (else built-in synthetic mammograms) and
+``calibration/`` to calibrate on.
 """
 
 from __future__ import annotations
@@ -12,18 +13,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid_rt.bundle import GoldenImages, pixels_digest
-from hybrid_rt.errors import DataError, HybridError
-from hybrid_rt.images import decode, load_pixels
+from hybrid_rt.errors import DataError, HybridError, UsageError
+from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec, Preprocess
+from hybrid_train.kept_images import LABELS, same_pixels_png
 
 #: Enough to see a wrong graph; each costs half a second a file on two CPU cores at full size.
 DEFAULT_LIMIT = 32
+
+#: Folders of a run that hold images, see hybrid_train.kept_images.
+Kept = Literal["validation", "calibration"]
 
 _GOLDEN_COUNT = 8
 _GOLDEN_BYTES = 1 << 20  # larger originals are stored in a smaller form, see _golden_encoding
@@ -88,11 +94,34 @@ def load_verification(
     return _read(str(path), _spread(items, limit), spec)
 
 
-def run_validation(run: Path | None, spec: ModelSpec, *, limit: int) -> VerificationSet | None:
-    """The validation images that the trainer put aside, or None where there are none."""
-    if run is None or not (run / "validation" / "labels.json").is_file():
-        return None
-    return load_verification(run / "validation", spec, limit=limit)
+def chosen_images(
+    data: str | None, checkpoint: Path, kept: Kept, spec: ModelSpec, *, limit: int
+) -> VerificationSet | None:
+    """Images of DATA, else those that the run of ``checkpoint`` kept; None if it kept none."""
+    folder = Path(data) if data is not None else kept_folder(checkpoint, kept)
+    return None if folder is None else load_verification(folder, spec, limit=limit)
+
+
+def kept_folder(checkpoint: Path, kept: Kept) -> Path | None:
+    """The folder of images that the trainer kept for a run folder or a checkpoint in it."""
+    folder = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / kept
+    return folder if (folder / LABELS).is_file() else None
+
+
+def check_calibration(checkpoint: Path | None, calibrate: str | None) -> None:
+    """Raise UsageError if INT8 has no images to be calibrated on, before any work and any PyTorch.
+
+    Accepts None (the newest run, which is not known yet) and a path that does not exist: loading
+    the checkpoint has the better message.
+    """
+    if calibrate is None and checkpoint is not None and checkpoint.exists():
+        if kept_folder(checkpoint, "calibration") is not None:
+            return
+        raise UsageError(
+            f"--int8 needs images to measure the range of every layer on, and {checkpoint} came "
+            "without them: it is a bare checkpoint, or a run of an older hybrid-train. Add "
+            "--calibrate DATA, a few dozen training images, or train again"
+        )
 
 
 def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
@@ -128,14 +157,8 @@ def _golden_encoding(data: bytes, pixels: NDArray[np.uint8], preprocess: Preproc
     """The smallest way to keep a picture that still gives exactly these pixels."""
     if len(data) <= _GOLDEN_BYTES:
         return data
-    # The pixels themselves, unless loading would crop or resize them again; then the whole
-    # picture in 8 bits; then the file as it is.
-    for candidate in (_png(pixels), _png(np.asarray(decode(data, preprocess)))):
-        if len(candidate) < len(data) and np.array_equal(
-            load_pixels(candidate, preprocess), pixels
-        ):
-            return candidate
-    return data
+    smaller = same_pixels_png(data, pixels, preprocess)
+    return data if smaller is None or len(smaller) >= len(data) else smaller
 
 
 def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationSet:
@@ -163,7 +186,7 @@ def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationS
 def _items(path: Path, spec: ModelSpec) -> list[_Item]:
     if path.is_file():
         return list(_parquet_items([path], spec)) if _is_parquet(path) else [_Item(path.name, path)]
-    listed = path / "labels.json"
+    listed = path / LABELS
     if listed.is_file():
         return _listed_items(listed)
     tables = sorted(p for p in path.rglob("*.parquet") if p.is_file())
@@ -177,7 +200,7 @@ def _items(path: Path, spec: ModelSpec) -> list[_Item]:
 
 
 def _listed_items(listed: Path) -> list[_Item]:
-    """The trainer's validation folder: labels.json names each file's class."""
+    """A folder of images that the trainer kept: labels.json names each file's class."""
     try:
         rows = json.loads(listed.read_text(encoding="utf-8"))
         return [
@@ -186,7 +209,8 @@ def _listed_items(listed: Path) -> list[_Item]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DataError(
-            f"{listed} is not a list of file and label ({err!r}); train again or use --verify DATA"
+            f"{listed} is not a list of file and label ({err!r}); train again, or give "
+            "--verify DATA or --calibrate DATA"
         ) from err
 
 
@@ -244,12 +268,6 @@ def _even(items: Sequence, count: int) -> list:
     if len(items) <= count:
         return list(items)
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _phantom_rows(count: int) -> Iterator[Image.Image]:

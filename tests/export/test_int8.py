@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from tiny_hybrid import write_pictures
 
 from hybrid_export import int8, job, pipeline
 from hybrid_export.calibration import measure_ranges
@@ -22,12 +27,33 @@ from hybrid_rt.bundle import Bundle
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory, checkpoint, pictures, tiny_onnx):
-    folder = tmp_path_factory.mktemp("int8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
-        assert export(checkpoint, pictures, folder) == 0
+def run(tmp_path_factory, checkpoint):
+    """A run folder that kept 16 training images."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copy(checkpoint, folder)
+    kept = write_pictures(folder / "calibration", 16, seed=1)
+    labels = [{"file": p.name, "label": p.parent.name} for p in sorted(kept.rglob("*.png"))]
+    for path in kept.rglob("*.png"):
+        path.rename(kept / path.name)
+    (kept / "labels.json").write_text(json.dumps(labels))
     return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, run, pictures, tiny_onnx):
+    """The bundle of ``--int8`` without ``--calibrate``, and what the command printed."""
+    folder = tmp_path_factory.mktemp("int8")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
+        arguments = [str(run), "--output", str(folder), "--verify", str(pictures)]
+        assert main([*arguments, "--int8", "--no-tensorrt"]) == 0
+    return folder, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def output(exported):
+    return exported[0]
 
 
 def export(checkpoint, pictures, folder):
@@ -42,6 +68,11 @@ def calibrated(tiny_onnx, output):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8)
     activations = {layer.activation for layer in layers(model)}
     return model, measure_ranges(model, activations, pixels), pixels
+
+
+def test_calibrates_on_the_runs_training_images(exported, run):
+    line = f"Calibrating INT8 on 16 training images of {run / 'calibration'}\n"
+    assert line in exported[1], "and not: it is validated on some of them too"
 
 
 def test_the_file_is_certified_and_mostly_int8(output):
@@ -158,5 +189,8 @@ def test_nothing_is_written_where_no_attempt_passes(
 ):
     monkeypatch.setitem(job.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
     assert export(checkpoint, pictures, tmp_path) == 1
-    assert "model.int8.onnx does not equal PyTorch" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    line = f"INT8 on 12 images of {pictures}; it is validated on 12 of them too"
+    assert line in captured.out, "those of --calibrate, which are those of --verify"
+    assert "model.int8.onnx does not equal PyTorch" in captured.err
     assert not (tmp_path / "model.int8.onnx").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,7 +155,7 @@ def test_fp16_that_cannot_pass_falls_back_to_bf16(
         (["--opset", "12"], "opset is 12; expected 17 to 23"),
         (["--max-batch", "0"], "--max-batch is 0; expected 1 to"),
         (["--max-batch", "4", "--opt-batch", "5"], "--opt-batch is 5; expected 1 to --max-batch"),
-        (["--int8"], "--int8 needs --calibrate DATA"),
+        (["--int8"], "best.safetensors came without them"),
         (["--calibrate", "x"], "--calibrate is for --int8"),
         (["--verify", "nowhere"], "nowhere does not exist; expected a folder of images"),
     ],
@@ -165,6 +167,42 @@ def test_wrong_usage(arguments, message, checkpoint, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out" / "model.json").exists()
+
+
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from hybrid_export.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("name", ["run", "run/best.safetensors", "bare.pth"])
+def test_int8_without_images_ends_before_torch(name, checkpoint, tmp_path):
+    """A run of an older version keeps validation images only."""
+    (tmp_path / "run" / "validation").mkdir(parents=True)
+    (tmp_path / "run" / "validation" / "labels.json").write_text("[]")
+    shutil.copy(checkpoint, tmp_path / "run")
+    (tmp_path / "bare.pth").write_bytes(b"weights")
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(tmp_path / name), "--int8"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path / name} came without them" in done.stderr
+    assert "Add --calibrate DATA, a few dozen training images, or train again" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_int8_of_the_newest_run_needs_its_images(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "old").mkdir(parents=True)
+    shutil.copy(checkpoint, tmp_path / "runs" / "old")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--int8"]) == 2
+    captured = capsys.readouterr()
+    assert "runs/old came without them" in captured.err
+    assert not captured.out, "no work was done"
 
 
 def test_a_missing_checkpoint(tmp_path, capsys):

@@ -71,9 +71,11 @@ def test_a_run_writes_everything(folders, tmp_path, capsys):
         - metrics["data"]["classes"]["train"]["top"]
         - metrics["data"]["classes"]["train"]["bottom"]
     )
-    labels = json.loads((run / "validation" / "labels.json").read_text())
-    assert {entry["label"] for entry in labels} == {"bottom", "top"}
-    assert all((run / "validation" / entry["file"]).is_file() for entry in labels)
+    for folder in (run / "validation", run / "calibration"):
+        labels = json.loads((folder / "labels.json").read_text())
+        assert {entry["label"] for entry in labels} == {"bottom", "top"}
+        assert all((folder / entry["file"]).is_file() for entry in labels)
+    assert len(labels) == sum(metrics["data"]["classes"]["train"].values()), "fewer than 64"
     assert "<svg" in (run / "report.html").read_text()
     assert list((run / "tensorboard").glob("events*"))
     modes = {p.name: p.stat().st_mode & 0o777 for p in run.iterdir() if p.is_file()}

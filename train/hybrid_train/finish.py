@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hybrid_rt.novelty import EXTRAS_KEY as NOVELTY_KEY
 from hybrid_rt.novelty import NOVELTY_NAME
@@ -18,10 +16,10 @@ from hybrid_train import metrics
 from hybrid_train.checkpoint import BEST, save_checkpoint
 from hybrid_train.data import Samples
 from hybrid_train.fitted import LogitsAndFeatures, Part, fit_on_validation, measure
+from hybrid_train.kept_images import keep_images
 from hybrid_train.model import HybridClassifier
 from hybrid_train.optimization import restore_prior
 from hybrid_train.origin import write_json
-from hybrid_train.pictures import Pictures
 from hybrid_train.predictions import PREDICTIONS, write_predictions
 from hybrid_train.processes import Processes
 from hybrid_train.splits import Split
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
-#: How many validation pictures a run keeps, so that an export can be verified without the data.
-KEPT_PICTURES = 32
 #: Files of a finished run that --overwrite removes with the others.
 FITTED = (NOVELTY_NAME, PREDICTIONS)
 #: The key of a finished model's provenance: its bias speaks of the data's own class frequencies.
@@ -90,7 +86,7 @@ def finish(
         },
     )
     save_checkpoint(options.output / BEST, model.cpu(), spec)
-    save_validation(options.output / "validation", trainer.pictures, split)
+    keep_images(options.output, trainer.pictures, split, seed=config.seed)
     write_json(
         options.output / "metrics.json",
         {
@@ -135,44 +131,6 @@ def some(indices: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
         return indices
     chosen = np.random.default_rng([seed, 5]).choice(len(indices), most, replace=False)
     return indices[np.sort(chosen)]
-
-
-def save_validation(folder: Path, pictures: Pictures, split: Split) -> None:
-    """Keep some validation pictures, classes in turn, as PNG of the network's own pixels' source.
-
-    The encoded originals are kept where the data has them.
-    """
-    samples = pictures.samples
-    by_class = [split.val[samples.labels[split.val] == c] for c in range(len(samples.classes))]
-    chosen = [int(p[k]) for k in range(KEPT_PICTURES) for p in by_class if k < len(p)]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    entries = []
-    for number, index in enumerate(chosen[:KEPT_PICTURES]):
-        name, content = encoded(samples.source(index), f"{number:03}")
-        (folder / name).write_bytes(content)
-        entries.append(
-            {
-                "file": name,
-                "label": samples.classes[samples.labels[index]],
-                "group": None if samples.groups is None else str(samples.groups[index]),
-            }
-        )
-    write_json(folder / "labels.json", entries)
-
-
-def encoded(source: Any, stem: str) -> tuple[str, bytes]:
-    """A file name and the encoded picture, unchanged where it is encoded already."""
-    if isinstance(source, Path):
-        return stem + source.suffix.lower(), source.read_bytes()
-    if isinstance(source, Image.Image):
-        import io
-
-        buffer = io.BytesIO()
-        source.save(buffer, format="PNG")
-        return stem + ".png", buffer.getvalue()
-    suffix = ".png" if source[:4] == b"\x89PNG" else ".jpg" if source[:2] == b"\xff\xd8" else ""
-    return stem + suffix, source
 
 
 def summary(results: dict[str, Any], spec: ModelSpec, output: Path) -> str:

@@ -15,6 +15,7 @@ from hybrid_train.checkpoint import BEST, LAST
 from hybrid_train.config import TrainConfig
 from hybrid_train.data import DataOptions, Samples, open_data
 from hybrid_train.finish import FITTED, finish
+from hybrid_train.kept_images import CALIBRATION, VALIDATION
 from hybrid_train.optimization import choose_precision
 from hybrid_train.origin import write_json
 from hybrid_train.pictures import Pictures
@@ -121,7 +122,7 @@ def prepare_folder(
         if options.overwrite and not options.resume:
             for name in (LAST, BEST, "metrics.json", "report.html", "split.json", *FITTED):
                 (output / name).unlink(missing_ok=True)
-            for name in ("validation", "tensorboard"):
+            for name in (VALIDATION, CALIBRATION, "tensorboard"):
                 shutil.rmtree(output / name, ignore_errors=True)
         save_split(output / "split.json", samples, split)
         write_json(output / "config.json", {"command": options.command, **config.to_dict()})

@@ -1,0 +1,139 @@
+"""Images that a run keeps, so that an export needs no data: some to validate on, others to
+calibrate INT8 on.
+
+    keep_images(run, pictures, split, seed=0)
+
+``validation/`` and ``calibration/`` each hold image files and ``labels.json``, which names each
+file's class and group. No image of one is in the other.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hybrid_rt.images import decode, load_pixels
+from hybrid_rt.spec import Preprocess
+from hybrid_train.data import Samples
+from hybrid_train.origin import write_json
+from hybrid_train.splits import Indices, Split
+
+if TYPE_CHECKING:
+    from hybrid_train.pictures import Pictures
+
+#: Folders of a run.
+VALIDATION = "validation"
+CALIBRATION = "calibration"
+LABELS = "labels.json"
+
+#: The most images that each keeps.
+VALIDATION_IMAGES = 32
+CALIBRATION_IMAGES = 64
+
+
+def keep_images(run: Path, pictures: Pictures, split: Split, *, seed: int) -> None:
+    """Write both folders; what was in them is removed first.
+
+    Validation images are kept as the data has them: an export then checks the way from a file of
+    this kind to the pixels too. Of calibration images only the pixels matter, so they are PNG
+    without the original's metadata.
+    """
+    samples = pictures.samples
+    chosen = choose(samples, split.val, VALIDATION_IMAGES, seed)
+    files = (as_it_is(samples.source(index)) for index in chosen)
+    write_folder(run / VALIDATION, samples, chosen, files)
+    checksums = np.array(samples.checksums)
+    # Data may hold an image twice, under two names or in two of its own subsets.
+    evaluated = np.isin(checksums[split.train], checksums[np.concatenate([split.val, split.test])])
+    chosen = choose(samples, split.train[~evaluated], CALIBRATION_IMAGES, seed)
+    files = (without_metadata(pictures, index) for index in chosen)
+    write_folder(run / CALIBRATION, samples, chosen, files)
+
+
+def choose(samples: Samples, indices: Indices, count: int, seed: int) -> list[int]:
+    """Up to ``count`` different images: classes in turn, of the groups that were taken least.
+
+    Equal seeds give equal images, in the same order. Images are different if their checksums are.
+    """
+    order = np.random.default_rng([seed, 6]).permutation(indices)
+    _, first = np.unique(np.array(samples.checksums)[order], return_index=True)
+    order = order[np.sort(first)]  # one of those with equal pixels
+    groups = samples.groups if samples.groups is not None else np.arange(len(samples))
+    group = np.unique(groups, return_inverse=True)[1]
+    taken = np.zeros(len(samples), np.int64)
+    pools = [order[samples.labels[order] == c] for c in range(len(samples.classes))]
+    chosen: list[int] = []
+    while len(chosen) < count and any(map(len, pools)):
+        for c, pool in enumerate(pools):
+            if len(pool) and len(chosen) < count:
+                best = int(taken[group[pool]].argmin())
+                chosen.append(int(pool[best]))
+                taken[group[pool[best]]] += 1
+                pools[c] = np.delete(pool, best)
+    return chosen
+
+
+def write_folder(
+    folder: Path, samples: Samples, chosen: list[int], files: Iterable[tuple[str, bytes]]
+) -> None:
+    """The files, numbered, and labels.json; no folder where there is no image."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not chosen:
+        return
+    folder.mkdir(parents=True)
+    entries = []
+    for number, (index, (suffix, content)) in enumerate(zip(chosen, files, strict=True)):
+        name = f"{number:03}{suffix}"
+        (folder / name).write_bytes(content)
+        entries.append(
+            {
+                "file": name,
+                "label": samples.classes[samples.labels[index]],
+                "group": None if samples.groups is None else str(samples.groups[index]),
+            }
+        )
+    write_json(folder / LABELS, entries)
+
+
+def as_it_is(source: Any) -> tuple[str, bytes]:
+    """Suffix and content of an image's file, unchanged if it is encoded already."""
+    if isinstance(source, Path):
+        return source.suffix.lower(), source.read_bytes()
+    if isinstance(source, Image.Image):
+        return ".png", png(source)
+    suffix = ".png" if source[:4] == b"\x89PNG" else ".jpg" if source[:2] == b"\xff\xd8" else ""
+    return suffix, source
+
+
+def without_metadata(pictures: Pictures, index: int) -> tuple[str, bytes]:
+    """Suffix and content of a PNG with the pixels alone; the file as it is if there is none."""
+    source = pictures.samples.source(index)
+    content = same_pixels_png(source, pictures[index][0], pictures.preprocess)
+    return as_it_is(source) if content is None else (".png", content)
+
+
+def same_pixels_png(source: Any, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes | None:
+    """A PNG without metadata from which ``load_pixels`` gives ``pixels``, as from ``source``.
+
+    It holds the pixels themselves, or, if loading would crop or resize them again, the complete
+    image in 8 bits. None if neither gives exactly the same pixels.
+    """
+    for image in (lambda: pixels, lambda: np.asarray(decode(source, preprocess))):
+        content = png(Image.fromarray(image()))
+        if np.array_equal(load_pixels(content, preprocess), pixels):
+            return content
+    return None
+
+
+def png(image: Image.Image) -> bytes:
+    """The image as a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
