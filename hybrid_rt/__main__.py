@@ -1,7 +1,7 @@
-"""python -m hybrid_rt is hybrid-predict."""
+"""python -m hybrid_rt reports the environment: versions, CPU, GPU, what works, what is missing."""
 
 import sys
 
-from hybrid_rt.cli import main
+from hybrid_rt.environment import main
 
 sys.exit(main())

@@ -193,9 +193,7 @@ def _use_bf16(core: Any, options: SessionOptions) -> bool:
     return able and options.entry is not None and options.entry.precision == "bf16"
 
 
-def _check_instructions(
-    path: Path, options: SessionOptions, bf16: bool, cap: str | None
-) -> None:
+def _check_instructions(path: Path, options: SessionOptions, bf16: bool, cap: str | None) -> None:
     """Raise DeviceError for a file that would end this process or give wrong numbers here."""
     file = options.entry.precision if options.entry else "fp32"
     _, precision = combination("openvino", file, "bf16" if bf16 else "fp32")

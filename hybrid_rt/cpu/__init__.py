@@ -11,9 +11,11 @@ HYBRID_RT_CPU_PROFILE=FILE takes a profile that ``python -m hybrid_rt --json`` p
 """
 
 from hybrid_rt.cpu.cache import (
+    cores,
     cpu_profile,
     prepare,
     process_profile,
+    processor,
     usable,
     why_unusable,
 )
@@ -22,9 +24,11 @@ from hybrid_rt.cpu.profile import CpuProfile, Measurement
 __all__ = [
     "CpuProfile",
     "Measurement",
+    "cores",
     "cpu_profile",
     "prepare",
     "process_profile",
+    "processor",
     "usable",
     "why_unusable",
 ]

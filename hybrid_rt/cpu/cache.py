@@ -123,7 +123,7 @@ def process_profile() -> CpuProfile:
 
 def _says_amx() -> bool:
     """Whether the processor's flags have AMX, which is what the cap takes away."""
-    return "amx_tile" in _processor()[1]
+    return "amx_tile" in processor()[1]
 
 
 @lru_cache(maxsize=8)
@@ -208,7 +208,7 @@ def _path(group: str, libraries: Sequence[str]) -> Path | None:
 def _key(libraries: Sequence[str]) -> dict[str, Any]:
     """What a profile depends on."""
     environment = instruction_set.clean_environment()
-    model, flags = _processor()
+    model, flags = processor()
     return {
         "version": _VERSION,
         "combinations": {name: COMBINATIONS[name] for name in libraries},
@@ -231,7 +231,7 @@ def cores() -> int:
 
 
 @lru_cache(maxsize=1)
-def _processor() -> tuple[str, frozenset[str]]:
+def processor() -> tuple[str, frozenset[str]]:
     """The processor's name and flags, as Linux gives them; elsewhere only a name."""
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     with contextlib.suppress(OSError):

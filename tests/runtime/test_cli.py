@@ -135,7 +135,7 @@ def test_help_ends_with_an_example(capsys):
 
 
 def test_module_and_broken_pipe(tiny, pictures):
-    command = [sys.executable, "-m", "hybrid_rt", str(tiny), *map(str, pictures)]
+    command = [sys.executable, "-m", "hybrid_rt.cli", str(tiny), *map(str, pictures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     read, write = os.pipe()
