@@ -12,6 +12,9 @@ from hybrid_rt.backends.trt_lane import Lane
 from hybrid_rt.cuda import Gpu, abandon
 from hybrid_rt.errors import BackendError, HybridError
 
+#: Seconds that ``close`` waits for calls under way, at exit too.
+_LONGEST_WAIT = 30.0
+
 
 class LanePool:
     """Lanes for each optimization profile, made when they are needed, at most ``limit`` of each."""
@@ -31,6 +34,7 @@ class LanePool:
         self._idle: dict[int, list[Lane]] = defaultdict(list)
         self._made: Counter[int] = Counter()
         self._closed = False
+        self._inside = 0  # callers between the two ends of ``borrow``
 
     @contextlib.contextmanager
     def borrow(self, batches: BatchRange, size: int = 0) -> Iterator[Lane]:
@@ -38,17 +42,24 @@ class LanePool:
 
         Of several idle ones, that which ran batches of ``size`` last: its graph still holds.
         """
-        lane = self._take(batches, size)
-        whole = False
+        with self._changed:
+            self._inside += 1
         try:
-            with self._gpu.active():
-                yield lane
-                whole = True
+            lane = self._take(batches, size)
+            whole = False
+            try:
+                with self._gpu.active():
+                    yield lane
+                    whole = True
+            finally:
+                self._give_back(batches, lane, whole)
         finally:
-            self._give_back(batches, lane, whole)
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
 
     def close(self) -> None:
-        """Free the idle lanes now and the others when they come back. May be called twice."""
+        """Free the idle lanes and wait for those in use. May be called twice."""
         with self._changed:
             if self._closed:
                 return
@@ -59,7 +70,9 @@ class LanePool:
             self._idle.clear()
             last = self._made.total() == 0
             self._changed.notify_all()
-        self._free(idle, last)
+        if self._free(idle, last):
+            with self._changed:
+                self._changed.wait_for(lambda: self._inside == 0, _LONGEST_WAIT)
 
     def _take(self, batches: BatchRange, size: int) -> Lane:
         profile = batches.profile
@@ -107,12 +120,15 @@ class LanePool:
             return
         self._free([lane], last)
 
-    def _free(self, lanes: list[Lane], last: bool) -> None:
+    def _free(self, lanes: list[Lane], last: bool) -> bool:
+        """Free lanes and, with the last, the engine; False if the GPU cannot be used any more."""
         try:
             with self._gpu.active():
                 for lane in lanes:
                     lane.close()
                 if last:
                     self._release()
-        except HybridError:  # the GPU cannot be used any more; TensorRT must not free on it either
+        except HybridError:  # TensorRT must not free on it either
             abandon((lanes, self._release))
+            return False
+        return True

@@ -3,10 +3,11 @@
 The GPU's *primary* context is used, the one that PyTorch and the CUDA runtime share: retained once
 per process, and current only around each piece of work.
 
-What is allocated here is freed once: by its ``free``, with its last reference, or at exit. A free
-raises no error. If the GPU cannot be used any more (after ``fork``, after a reset of the
-device, after an illegal access), the object is kept for good, since the driver has dropped its
-memory already and PyCUDA's destructors would end the process.
+What is allocated here is freed once, by its ``free`` or with its last reference; at exit the driver
+frees what is left, since a daemon thread may still use it. A free raises no error. If the GPU
+cannot be used any more (after ``fork``, after a reset of the device, after an illegal access), the
+object is kept for good, since the driver has dropped its memory already and PyCUDA's destructors
+would end the process.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Gpu:
         size = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
         memory, address = self.provider.pinned(size)
         buffer = (ctypes.c_uint8 * size).from_address(address)  # the base of the array's views
-        weakref.finalize(buffer, _discard, self, self.provider.free_pinned, memory)
+        _free_with(buffer, self, self.provider.free_pinned, memory)
         return np.ndarray(shape, dtype, buffer=memoryview(buffer))
 
     def copy_to_device(self, target: int, source: NDArray[Any], stream: Stream) -> None:
@@ -111,7 +112,7 @@ class Stream:
         #: The provider's own object.
         self.object = owned
         self.handle = gpu.provider.stream_handle(owned)
-        self._free = weakref.finalize(self, _discard, gpu, gpu.provider.free_stream, owned)
+        self._free = _free_with(self, gpu, gpu.provider.free_stream, owned)
 
     def synchronize(self) -> None:
         """Wait until all queued work is done."""
@@ -128,7 +129,7 @@ class DeviceMemory:
 
     def __init__(self, gpu: Gpu, owned: Any) -> None:
         self._address = int(owned)
-        self._free = weakref.finalize(self, _discard, gpu, gpu.provider.free, owned)
+        self._free = _free_with(self, gpu, gpu.provider.free, owned)
 
     def __int__(self) -> int:
         return self._address
@@ -163,6 +164,15 @@ def abandon(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
+def _free_with(
+    owner: Any, gpu: Gpu, free: Callable[[Any], None], owned: Any
+) -> weakref.finalize[[Gpu, Callable[[Any], None], Any], Any]:
+    """Free ``owned`` when its owner is gone, or when the result is called."""
+    finalizer = weakref.finalize(owner, _discard, gpu, free, owned)
+    finalizer.atexit = False
+    return finalizer
+
+
 def _discard(gpu: Gpu, free: Callable[[Any], None], owned: Any) -> None:
     """Free something of a GPU, or keep it for good if the GPU cannot be used any more."""
     try:
@@ -174,7 +184,7 @@ def _discard(gpu: Gpu, free: Callable[[Any], None], owned: Any) -> None:
 
 
 def _release(provider: Provider, context: Any, process: int) -> None:
-    """Release a primary context at exit, after the memory and streams on it."""
+    """Release a primary context at exit, after the sessions on it."""
     if os.getpid() != process:
         abandon(context)
         return

@@ -4,6 +4,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -323,6 +324,20 @@ def test_closing_while_others_run(monkeypatch, tmp_path, provider):
     assert all("closed" in text for text in ended)
     gc.collect()
     assert sum(machine.cuda.counts().values()) == 0
+
+
+def test_close_returns_after_the_calls_under_way(monkeypatch, tmp_path, provider):
+    machine = FakeMachine(monkeypatch, "10.3", delay=0.2, provider=provider)
+    session = open_plan(machine, tmp_path)
+    done = []
+    thread = threading.Thread(target=lambda: done.append(session.run(images(1))))
+    thread.start()
+    while not session._lanes._inside:
+        time.sleep(0.001)
+    session.close()
+    assert sum(machine.cuda.counts().values()) == 0
+    thread.join()
+    check(done[0], images(1))
 
 
 def test_a_forgotten_session_is_freed(machine10, tmp_path):
