@@ -59,7 +59,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rows first, the minutes-long scenarios of LoadGen last; each may take an hour."""
-    order = ["test_floor", "test_rows", "test_overhead", "test_training", "test_loadgen"]
+    order = [
+        "test_floor",
+        "test_choice",
+        "test_rows",
+        "test_overhead",
+        "test_training",
+        "test_loadgen",
+    ]
     items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in order else -1)
     for item in items:
         if item.path.parent == Path(__file__).parent:

@@ -7,14 +7,25 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.arena import Arena, baselines_of
-from benchmarks.rows import CACHED, CUDA, EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME, why_not
+from benchmarks.rows import (
+    CACHED,
+    CUDA,
+    EAGER,
+    HEATMAPS,
+    HINTED,
+    PEERS,
+    PLAIN,
+    ROWS,
+    RUNTIME,
+    why_not,
+)
 from benchmarks.worker import PeerError
 
-LATENCY = [n for n in PEERS if "throughput" not in n and not n.endswith(CACHED)]
-OURS = [n for n in PEERS if n.startswith("hybrid-rt") and not n.endswith((CACHED, HEATMAPS))]
+LATENCY = [n for n in ROWS if "throughput" not in n and not n.endswith(CACHED)]
+OURS = [n for n in ROWS if n.startswith("hybrid-rt") and not n.endswith((CACHED, HEATMAPS))]
 OFFLINE = [EAGER, HINTED, *CUDA, *(n for n in OURS if "fp32" not in n)]
 FILES = [EAGER, *CUDA, *(n for n in OURS if n in LATENCY)]
-LOADS = [EAGER, RUNTIME, PLAIN, *(n for n in PEERS if n.endswith(CACHED))]
+LOADS = [EAGER, RUNTIME, PLAIN, *(n for n in ROWS if n.endswith(CACHED))]
 Rounds = Callable[[float], int]  # of the seconds that one round takes
 BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
 

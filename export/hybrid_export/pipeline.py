@@ -127,6 +127,7 @@ def _fp32(job: Job) -> None:
     job.report(path.name, certificate)
     if not certificate.passed:
         raise ParityError(job.failure(path.name, certificate, "fp32", job.fp32))
+    job.try_bf16(certificate, path, "bf16")
     job.add(path, "fp32", certificate, receipt=graph_receipt(path))
 
 

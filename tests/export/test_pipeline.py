@@ -22,9 +22,11 @@ from hybrid_export.limits import LIMITS
 from hybrid_export.onnx_file import load
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle import Bundle
+from hybrid_rt.cpu import why_unusable
 from hybrid_rt.errors import ExportError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.validated import cpu_reports
 from hybrid_train.checkpoint import save_checkpoint
 
 
@@ -312,6 +314,21 @@ def test_model_json_names_what_was_measured(exported):
     assert certificate["limits"]["logits_max_abs"] >= 2e-2
     fp32 = data["files"]["model.onnx"]["certificate"]
     assert fp32["measured_with"].startswith("onnxruntime 1.")
-    assert [other["measured_with"].split()[0] for other in fp32["also"]] == ["openvino"]
+    assert {other["measured_with"].split()[0] for other in fp32["also"]} == {"openvino"}
     spec = {p.key: p.value for p in load(exported / "model.fp16.onnx").metadata_props}
     assert ModelSpec.from_json(spec["hybrid_rt.spec"]).classes[0] == "benign"
+
+
+def test_model_onnx_is_validated_with_the_bf16_hint(exported, monkeypatch):
+    """The obvious export is fast: no option is needed for what OpenVINO does by itself."""
+    reason = why_unusable("openvino", "bf16")
+    if reason:
+        pytest.skip(reason)
+    entry = Bundle.load(exported).files["model.onnx"]
+    check = cpu_reports(entry)["openvino", "bf16"]
+    assert check["images"] == entry.certificate["images"], "all images, not the first few"
+    assert 1e-5 < check["logits_max_abs"] <= LIMITS["bf16"].logits_max_abs, "bf16 really ran"
+    monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")  # the fastest by name
+    with HybridEngine(exported / "model.onnx") as engine:
+        assert "CPU bf16" in engine.info["detail"]
+        assert engine.selftest().limit == check["limits"]["logits_max_abs"]
