@@ -21,7 +21,11 @@ _LIBRARIES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "tensorrt-rtx",
+    "pycuda",
+    "cuda-bindings",
 )
 
 

@@ -12,21 +12,21 @@ that of the ONNX it was built from. Nothing is deserialized before its SHA-256 w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from hybrid_rt.backends import BACKENDS, is_installed, onnxruntime_has_gpu
+from hybrid_rt.backends.gpu_support import tensorrt_support, why_gpu_unused
 from hybrid_rt.bundle import BUNDLE_NAME, Bundle, BundleFile
 from hybrid_rt.cpu import CpuProfile, process_profile
 from hybrid_rt.cpu_choice import candidates, describe
 from hybrid_rt.cuda import CudaDevice, cuda_device_count, cuda_devices, parse_device
-from hybrid_rt.errors import DeviceError, ModelFileError, UsageError
+from hybrid_rt.errors import BackendMissingError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.onnx_metadata import read_spec
 from hybrid_rt.plan_fit import gpu_mismatch, version_mismatch
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.tensorrt_library import installed_libraries, load_tensorrt
 from hybrid_rt.validated import combination, cpu_reports
 
 _PLANS = (".plan", ".engine")
@@ -79,7 +79,14 @@ def find_model(
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     if path.is_dir():
         bundle = Bundle.load(path)
-        chosen = fastest(bundle, Machine.here(device), backend, precision)
+        machines = Machine.here(device)
+        try:
+            chosen = fastest(bundle, machines, backend, precision)
+        except ModelFileError as err:
+            missing = why_gpu_unused(plans=True) if machines[-1].gpu is not None else None
+            if missing is None:
+                raise
+            raise BackendMissingError(f"{err}; {missing}, or use device='cpu'") from err
         return _from_bundle(bundle, chosen)
     if not path.exists():
         raise ModelFileError(
@@ -151,12 +158,14 @@ def _named(
 class Machine:
     """What decides which file is fastest. ``tensorrt`` maps a library to its version.
 
-    ``cpu`` is what this process can run on the CPU.
+    ``cpu`` is what this process can run on the CPU. ``runs_onnx`` is asked when an ONNX file comes
+    up for a GPU: onnxruntime loads its CUDA libraries to find out.
     """
 
     gpu: CudaDevice | None = None
     tensorrt: Mapping[str, str] = field(default_factory=dict)
     backends: frozenset[str] = frozenset()
+    runs_onnx: Callable[[], bool] = lambda: True
     cpu: CpuProfile = field(default_factory=CpuProfile)
 
     @classmethod
@@ -165,9 +174,15 @@ class Machine:
         kind, index = parse_device(device)
         machines = []
         if kind != "cpu" and cuda_device_count() > 0:
-            versions = {str(name): load_tensorrt(name).version for name in installed_libraries()}
-            backends = frozenset(["onnxruntime"] * onnxruntime_has_gpu())
-            machines.append(cls(gpu=cuda_devices()[index], tensorrt=versions, backends=backends))
+            versions, _ = tensorrt_support()
+            machines.append(
+                cls(
+                    gpu=cuda_devices()[index],
+                    tensorrt=versions,
+                    backends=frozenset(["onnxruntime"]),
+                    runs_onnx=onnxruntime_has_gpu,
+                )
+            )
         if kind != "cuda":
             machines.append(cls.of_cpu())
         return tuple(machines)
@@ -241,7 +256,9 @@ def _rank(file: BundleFile) -> int:
 def _runs_on_gpu(machine: Machine, file: BundleFile, backend: str | None) -> bool:
     if file.format == "plan":
         return backend in (None, "tensorrt", "tensorrt-rtx") and _plan_fits(machine, file)
-    return backend == "fake" or "onnxruntime" in machine.allowed(backend)
+    if backend == "fake":
+        return True
+    return "onnxruntime" in machine.allowed(backend) and machine.runs_onnx()
 
 
 def _plan_fits(machine: Machine, file: BundleFile) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hybrid_rt.backends import onnxruntime_has_gpu
+from hybrid_rt.backends.gpu_support import onnxruntime_gpu_problem
 from hybrid_rt.cpu import CpuProfile, cores, cpu_profile, processor
 from hybrid_rt.cuda import cuda_devices, driver_problem, provider_problem
 from hybrid_rt.errors import HybridError
@@ -31,6 +31,8 @@ _PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
     "tensorrt-rtx",
     "pycuda",
     "cuda-bindings",
@@ -168,7 +170,8 @@ def _checked(name: str, problem: Callable[[], str | None], fix: str) -> Ability:
 def _cuda_problem() -> str | None:
     if driver_problem() is not None:
         return _NO_GPU
-    return None if onnxruntime_has_gpu() else "the installed onnxruntime has no CUDA provider"
+    problem = onnxruntime_gpu_problem()
+    return None if problem is None else problem.partition("; run: ")[0]
 
 
 def _tensorrt(name: LibraryName) -> Ability:

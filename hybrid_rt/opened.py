@@ -16,6 +16,7 @@ import numpy as np
 
 from hybrid_rt.about import engine_info
 from hybrid_rt.backends import Session, SessionOptions, open_session
+from hybrid_rt.backends.gpu_support import warn_once, why_gpu_unused
 from hybrid_rt.bundle import Bundle
 from hybrid_rt.choosing import ModelFile, find_model
 from hybrid_rt.errors import BackendError, ImageError, ModelFileError, UsageError
@@ -71,6 +72,7 @@ class OpenModel:
             entry = bundle.files[model.path.name]
             model = dataclasses.replace(model, bundle=bundle, entry=entry)
         model = dataclasses.replace(model, backend=session.backend, precision=options.precision)
+        model = _with_unused_gpu(model, session, device, backend)
         self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
         self._set_up(session, model.spec, model, batch_size)
 
@@ -214,3 +216,17 @@ class OpenModel:
             and source.ndim == dimensions
             and bool(source.shape[-3:] == self._pixels_shape)
         )
+
+
+def _with_unused_gpu(
+    model: ModelFile, session: Session, device: str, backend: str | None
+) -> ModelFile:
+    """The model with what kept it from the GPU in its reason, said once in the log as well."""
+    if device != "auto" or session.device != "cpu" or backend not in (None, "onnxruntime"):
+        return model
+    files = model.bundle.files.values() if model.bundle is not None else ()
+    missing = why_gpu_unused(plans=any(file.format == "plan" for file in files))
+    if missing is None:
+        return model
+    warn_once(missing)
+    return dataclasses.replace(model, reason=f"{model.reason}; {missing}")

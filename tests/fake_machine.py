@@ -6,8 +6,8 @@ import sys
 from fake_cuda import FakeCuda, FakeLibcuda
 from fake_tensorrt import fake_tensorrt, parse_onnx
 
+import hybrid_rt.backends.gpu_support
 import hybrid_rt.backends.trt_engine
-import hybrid_rt.cuda.driver
 import hybrid_rt.cuda.memory
 import hybrid_rt.tensorrt_library
 
@@ -39,4 +39,5 @@ class FakeMachine:
         monkeypatch.setitem(sys.modules, self.library, self.trt)
         monkeypatch.setattr(hybrid_rt.cuda.memory, "_opened", {})
         monkeypatch.setattr(hybrid_rt.backends.trt_engine, "_logs", {})
-        hybrid_rt.cuda.driver.cuda_device_count.cache_clear()
+        monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_tried", {})
+        monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_said", set())

@@ -22,8 +22,9 @@ from typing import Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.gpu_support import onnxruntime_gpu_problem
 from hybrid_rt.bundle import Bundle, BundleFile
-from hybrid_rt.cuda import cuda_device_count, parse_device
+from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.spec import ModelSpec
 
@@ -143,7 +144,7 @@ def open_session(
     )
     path = Path(path)
     name = options.backend or choose_backend(path, options)
-    _check_backend(name, path)
+    _check_backend(name, path, options.device)
     module = importlib.import_module(BACKENDS[name].module)
     session_class = cast("SessionClass", getattr(module, BACKENDS[name].session))
     return session_class.open(path, options)
@@ -167,7 +168,7 @@ def choose_backend(path: Path, options: SessionOptions) -> str:
     for name in candidates:
         if is_installed(name):
             return name
-    raise _missing(candidates)
+    raise _missing(candidates, "gpu" if kind == "cuda" else None)
 
 
 def is_installed(backend: str) -> bool:
@@ -223,18 +224,18 @@ def _shape(shape: Sequence[int | None]) -> str:
     return "[" + ",".join("batch" if size is None else str(size) for size in shape) + "]"
 
 
-def _check_backend(name: str, path: Path) -> None:
+def _check_backend(name: str, path: Path, device: str) -> None:
     if name not in BACKENDS:
         raise UsageError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
     if name not in SUFFIXES.get(path.suffix, ()):
         able = ", ".join(SUFFIXES.get(path.suffix, ())) or "none"
         raise UsageError(f"backend {name!r} cannot run {path.name}; able are: {able}")
     if BACKENDS[name].module != "hybrid_rt.backends.trt" and not is_installed(name):
-        raise _missing((name,))
+        raise _missing((name,), "gpu" if device.startswith("cuda") else None)
 
 
-def _missing(names: tuple[str, ...]) -> BackendMissingError:
-    extra = BACKENDS[names[0]].extra
+def _missing(names: tuple[str, ...], extra: str | None = None) -> BackendMissingError:
+    extra = extra or BACKENDS[names[0]].extra
     return BackendMissingError(
         f"{' or '.join(BACKENDS[n].library for n in names)} is not installed; run: "
         f"pip install 'hybrid-rt[{extra}]'"
@@ -242,9 +243,5 @@ def _missing(names: tuple[str, ...]) -> BackendMissingError:
 
 
 def onnxruntime_has_gpu() -> bool:
-    """Whether a GPU is here and the installed onnxruntime is the build that can use it."""
-    if cuda_device_count() == 0 or not is_installed("onnxruntime"):
-        return False
-    import onnxruntime
-
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    """Return whether a GPU is here and the installed onnxruntime runs on it."""
+    return onnxruntime_gpu_problem() is None

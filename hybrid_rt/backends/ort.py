@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.backends import SessionOptions, check_interface, onnxruntime_has_gpu
+from hybrid_rt.backends.gpu_support import cuda_libraries_problem, load_cuda_libraries
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 
@@ -43,6 +44,8 @@ class OnnxRuntimeSession:
                 "written in the file: open the bundle's file of that precision"
             )
         providers, device = _providers(options, onnxruntime.get_available_providers())
+        if device != "cpu":
+            load_cuda_libraries()
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors only
         if options.threads is not None:
@@ -61,8 +64,8 @@ class OnnxRuntimeSession:
         got = session.get_providers()
         if got[: len(wanted)] != wanted:
             raise DeviceError(
-                f"onnxruntime runs {path.name} on {got[0]} where {wanted[0]} was asked for; check "
-                "the CUDA and cuDNN libraries of onnxruntime-gpu, or use device='cpu'"
+                f"onnxruntime runs {path.name} on {got[0]} where {wanted[0]} was asked for: "
+                f"{cuda_libraries_problem()}, or use device='cpu'"
             )
         return opened
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 
 from hybrid_rt.errors import DeviceError
 
@@ -56,7 +55,6 @@ def cuda_devices() -> tuple[CudaDevice, ...]:
     return tuple(_device(driver, index) for index in range(count.value))
 
 
-@lru_cache(maxsize=1)
 def cuda_device_count() -> int:
     """Return the number of NVIDIA GPUs this process can use; 0 without a driver."""
     try:
