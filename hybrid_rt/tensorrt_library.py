@@ -35,8 +35,8 @@ _RTX_LIBRARY_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 
 _HOW_TO_GET: dict[LibraryName, str] = {
     "tensorrt": (
-        "pip install 'tensorrt>=8.6,<12' (desktop; libraries come from NVIDIA's index), or use "
-        "JetPack's own python3-libnvinfer on a Jetson"
+        "pip install 'tensorrt-cu13<12', or 'tensorrt-cu12<12' for a driver older than 580 (the "
+        "libraries come from NVIDIA's index), or use JetPack's own python3-libnvinfer on a Jetson"
     ),
     "tensorrt_rtx": (
         "pip install --no-deps tensorrt-rtx-cu13-bindings==1.7.1.116 "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hybrid_export.options import ExportOptions
 from hybrid_export.tensorrt import BuiltPlan, build_plan, why_no_tensorrt
+from hybrid_rt.cuda import provider_problem
 from hybrid_rt.errors import BackendMissingError, DeviceError
 
 
@@ -51,14 +51,12 @@ def why_no_plan(options: ExportOptions) -> str | None:
     assert library != "none"
     ahead = bool(options.compute_capabilities)
     reason = why_no_tensorrt(library, ahead_of_time=ahead)
-    if reason is None and not ahead and importlib.util.find_spec("pycuda") is None:
-        reason = (
-            "PyCUDA is not installed, without which a plan cannot be run and certified: pip "
-            "install pycuda, which needs the CUDA toolkit (nvcc) on the PATH"
-        )
+    missing = reason is not None and "not installed" in reason
+    if reason is None and not ahead:  # a plan is run and compared where it was built
+        reason = provider_problem()
+        missing = reason is not None
     if reason is None or options.plans == "auto":
         return reason
-    missing = "not installed" in reason
     raise (BackendMissingError if missing else DeviceError)(reason)
 
 

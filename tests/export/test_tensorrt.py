@@ -1,6 +1,5 @@
 """Plans from NVIDIA's own parser and builder: TensorRT for RTX, which needs no GPU to build."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda
 from typed_onnx import write_typed_onnx
 
 from hybrid_export.options import ExportOptions
@@ -265,14 +265,18 @@ def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(monkeypatch):
     assert why_no_tensorrt() is None
 
 
-def test_a_plan_for_this_machine_needs_pycuda(monkeypatch):
+def test_a_plan_for_this_machine_needs_a_cuda_library(monkeypatch):
     fake_gpu(monkeypatch, "8.9")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "PyCUDA is not installed" in (why_no_plan(ExportOptions(fp16=True)) or "")
-    with pytest.raises(BackendMissingError, match="pip install pycuda"):
+    for name in ("pycuda.driver", "cuda.bindings.driver", "cuda.cuda"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "needs cuda-bindings or PyCUDA" in (why_no_plan(ExportOptions(fp16=True)) or "")
+    with pytest.raises(BackendMissingError, match=r"pip install 'hybrid-rt\[gpu\]'"):
         why_no_plan(ExportOptions(fp16=True, plans="tensorrt_rtx"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    assert why_no_plan(ExportOptions(fp16=True)) is None
+    fake = FakeCuda()
+    for name, module in (("cuda.bindings.driver", fake.bindings), ("pycuda.driver", fake.driver)):
+        monkeypatch.setitem(sys.modules, name, module)
+        assert why_no_plan(ExportOptions(fp16=True)) is None, name
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 @pytest.mark.parametrize("text", ["8.9", "SM89", "sm_89", "89", " sm89 "])
