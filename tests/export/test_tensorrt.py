@@ -226,7 +226,7 @@ def test_why_no_tensorrt(tmp_path, monkeypatch):
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
     monkeypatch.setattr(plan, "installed_libraries", lambda: ())
-    assert "pip install 'tensorrt>=8.6,<12'" in (why_no_tensorrt() or "")
+    assert "pip install 'tensorrt-cu13<12'" in (why_no_tensorrt() or "")
     assert "tensorrt-rtx-cu13-bindings" in (why_no_tensorrt(ahead_of_time=True) or "")
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(BackendMissingError, match="TensorRT is not installed"):
