@@ -76,6 +76,16 @@ def test_cpu_takes_the_fastest_measured_combination(bundle_folder, with_files, c
     assert choice(capped) == ("model.onnx", "openvino", "fp32")
 
 
+def test_close_times_do_not_change_the_backend(bundle_folder, with_files, choice):
+    close = cpu_machine({"openvino fp32": 30, "onnxruntime fp32": 19})
+    assert choice(close) == ("model.onnx", "openvino", "fp32")
+    far = cpu_machine({"openvino fp32": 40, "onnxruntime fp32": 19})
+    assert choice(far) == ("model.onnx", "onnxruntime", None)
+    with_files(bundle_folder, int8=("int8", True))
+    close = cpu_machine(FP32 | {"openvino int8+bf16": 7.7, "openvino int8": 7.5})
+    assert choice(close) == ("model.int8.onnx", "openvino", "fp32"), "bf16 was not validated"
+
+
 def test_a_combination_without_a_passed_check_is_not_taken(bundle_folder, choice):
     bundle = Bundle.load(bundle_folder)
 
