@@ -25,9 +25,9 @@ _PREFERENCE: tuple[Combination, ...] = (
     ("onnxruntime", "fp32"),
 )
 _NOISE = 1.05
-#: Between two backends in one precision the probe's network is a poorer guide, since its weights stay
-#: in a large cache: OpenVINO fp32 30 ms to ONNX Runtime's 19, of the real network 240 ms to 246 (two
-#: cores of an AMD EPYC). Where it matters, in INT8, they are further apart.
+#: Between two backends in one precision the probe's network is a poorer guide, since its weights
+#: stay in a large cache: OpenVINO fp32 30 ms to ONNX Runtime's 19, of the real network 240 ms to
+#: 246 (two cores of an AMD EPYC). Where it matters, in INT8, they are further apart.
 _NOISE_OF_BACKENDS = 1.6
 
 
