@@ -8,7 +8,7 @@ print(engine.predict("scan.dcm").label)
 
 from importlib.metadata import PackageNotFoundError, version
 
-from hybrid_rt.bundle import Bundle
+from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.engine import HybridEngine
 from hybrid_rt.errors import (
     BackendError,
@@ -21,11 +21,11 @@ from hybrid_rt.errors import (
     SpecError,
     UsageError,
 )
-from hybrid_rt.explain import Explanation
-from hybrid_rt.results import Prediction, PredictionError, Predictions
-from hybrid_rt.rules import Decision
+from hybrid_rt.results.explanation import Explanation
+from hybrid_rt.results.prediction import Prediction, PredictionError, Predictions
 from hybrid_rt.selftest import SelfTest
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty.decision import Decision
 
 try:
     __version__ = version("hybrid-rt")

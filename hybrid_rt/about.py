@@ -6,11 +6,11 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
-from hybrid_rt.backends import Session
+from hybrid_rt.backends.registry import Session
 from hybrid_rt.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from hybrid_rt.choosing import ModelFile
+    from hybrid_rt.selection import ModelFile
 
 _LIBRARIES = (
     "hybrid-rt",

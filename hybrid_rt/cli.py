@@ -15,17 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from hybrid_rt.backends import BACKENDS
+from hybrid_rt.backends.registry import BACKENDS
 from hybrid_rt.errors import BackendError, HybridError, UsageError
 from hybrid_rt.files import atomic_path
+from hybrid_rt.images.sources import expand
 from hybrid_rt.progress import progress
-from hybrid_rt.rules import RuleArguments, parse_threshold
-from hybrid_rt.sources import expand
-from hybrid_rt.tables import csv_lines, json_lines, jsonl_lines, text_lines
+from hybrid_rt.results.writers import csv_lines, json_lines, jsonl_lines, text_lines
+from hybrid_rt.uncertainty.decision import RuleArguments, parse_threshold
 
 if TYPE_CHECKING:
     from hybrid_rt.engine import HybridEngine
-    from hybrid_rt.results import Prediction, PredictionError
+    from hybrid_rt.results.prediction import Prediction, PredictionError
 
 _EXAMPLE = """\
 example:
@@ -157,7 +157,7 @@ def _answers(
 def _explained(
     engine: HybridEngine, paths: list[Path], args: argparse.Namespace, rules: RuleArguments
 ) -> Iterator[Prediction | PredictionError]:
-    from hybrid_rt.explain import Explanation
+    from hybrid_rt.results.explanation import Explanation
 
     width = len(str(len(paths)))
     results = engine.stream_explained(paths, float_range=_float_range(args), **rules)
@@ -173,7 +173,7 @@ def _explained(
 def _reported(
     items: Iterable[Prediction | PredictionError], failed: list[str]
 ) -> Iterator[Prediction | PredictionError]:
-    from hybrid_rt.results import PredictionError
+    from hybrid_rt.results.prediction import PredictionError
 
     for item in items:
         if isinstance(item, PredictionError):

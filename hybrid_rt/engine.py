@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.conformal import By
 from hybrid_rt.errors import HybridError, ImageError, ModelFileError, UsageError
-from hybrid_rt.images import decode, source_name
+from hybrid_rt.images.load import decode, source_name
+from hybrid_rt.images.sources import is_named, is_one
 from hybrid_rt.opened import OpenModel
-from hybrid_rt.pipeline import Outputs, Result, default_decode_threads, run_pipeline
-from hybrid_rt.results import Prediction, PredictionError, Predictions
-from hybrid_rt.rules import RuleArguments, Rules, make_rules
-from hybrid_rt.sources import is_named, is_one
+from hybrid_rt.results.prediction import Prediction, PredictionError, Predictions
 from hybrid_rt.spec import OperatingPoint
+from hybrid_rt.streaming import Outputs, Result, default_decode_threads, run_pipeline
+from hybrid_rt.uncertainty.conformal import By
+from hybrid_rt.uncertainty.decision import RuleArguments, Rules, make_rules
 
 if TYPE_CHECKING:
     from PIL import Image
     from typing_extensions import Unpack
 
-    from hybrid_rt.explain import Explanation
+    from hybrid_rt.results.explanation import Explanation
     from hybrid_rt.selftest import SelfTest
 
 
@@ -37,8 +37,8 @@ class HybridEngine(OpenModel):
     """A model, opened once, for any number of pictures and threads.
 
     ``path`` is an ONNX file, a TensorRT plan or a bundle's folder, of which the fastest certified
-    file for this machine is taken (see hybrid_rt.choosing). ``device`` is "auto", "cpu" or
-    "cuda:0"; ``backend`` one of hybrid_rt.backends.BACKENDS; ``precision`` "auto", "fp32" or
+    file for this machine is taken (see hybrid_rt.selection). ``device`` is "auto", "cpu" or
+    "cuda:0"; ``backend`` one of backends.registry.BACKENDS; ``precision`` "auto", "fp32" or
     "bf16" (OpenVINO only: the others compute as the file says). ``threads`` bounds the library's
     threads. ``mode`` "throughput" runs batches side by side where the backend can. ``cache`` lets
     OpenVINO keep compiled models on disk, beside the file. ``memory_limit`` bounds ONNX Runtime's
@@ -188,7 +188,7 @@ class HybridEngine(OpenModel):
         **rules: Unpack[RuleArguments],
     ) -> Iterator[Explanation | PredictionError]:
         """Explanations for any number of pictures, in order; errors in place of unreadable ones."""
-        from hybrid_rt.explain import Explanation, check_heatmaps
+        from hybrid_rt.results.explanation import Explanation, check_heatmaps
 
         check_heatmaps(self._session.output_names, self._describe_file())
         preprocess = self.spec.preprocess

@@ -21,7 +21,7 @@ from hybrid_rt.backends.gpu_support import onnxruntime_gpu_problem
 from hybrid_rt.cpu import CpuProfile, cores, cpu_profile, processor
 from hybrid_rt.cuda import cuda_devices, driver_problem, provider_problem
 from hybrid_rt.errors import HybridError
-from hybrid_rt.tensorrt_library import LibraryName, load_tensorrt, title
+from hybrid_rt.tensorrt.library import LibraryName, load_tensorrt, title
 
 _PACKAGES = (
     "hybrid-rt",

@@ -7,9 +7,9 @@ from fake_cuda import FakeCuda, FakeLibcuda
 from fake_tensorrt import fake_tensorrt, parse_onnx
 
 import hybrid_rt.backends.gpu_support
-import hybrid_rt.backends.trt_engine
 import hybrid_rt.cuda.memory
-import hybrid_rt.tensorrt_library
+import hybrid_rt.tensorrt.engine
+import hybrid_rt.tensorrt.library
 
 #: What there is for GPU memory; see hybrid_rt.cuda.providers.
 PROVIDERS = ["PyCUDA", "cuda-bindings"]
@@ -35,9 +35,9 @@ class FakeMachine:
         monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda)
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", self.cuda.bindings)
         modules = {"tensorrt": (), "tensorrt_rtx": ()} | {self.library: (self.library,)}
-        monkeypatch.setattr(hybrid_rt.tensorrt_library, "_MODULES", modules)
+        monkeypatch.setattr(hybrid_rt.tensorrt.library, "_MODULES", modules)
         monkeypatch.setitem(sys.modules, self.library, self.trt)
         monkeypatch.setattr(hybrid_rt.cuda.memory, "_opened", {})
-        monkeypatch.setattr(hybrid_rt.backends.trt_engine, "_logs", {})
+        monkeypatch.setattr(hybrid_rt.tensorrt.engine, "_logs", {})
         monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_tried", {})
         monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_said", set())

@@ -160,7 +160,7 @@ def prepare(folder: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     from tiny_onnx import tiny_spec, write_tiny_onnx
 
-    from hybrid_rt.bundle import Bundle, describe_file
+    from hybrid_rt.bundle.manifest import Bundle, describe_file
 
     spec = tiny_spec(size=8)
     whole = write_tiny_onnx(folder / "whole.onnx", spec)

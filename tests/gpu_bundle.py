@@ -5,7 +5,7 @@ from tiny_hybrid import write_pictures
 from hybrid_export.options import ExportOptions
 from hybrid_export.plans import why_no_plan
 from hybrid_rt.cuda import cuda_device
-from hybrid_rt.tensorrt_library import installed_libraries
+from hybrid_rt.tensorrt.library import installed_libraries
 
 
 def why_not():

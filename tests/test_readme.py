@@ -13,7 +13,7 @@ from tiny_onnx import tiny_spec, write_tiny_onnx
 import hybrid_export.cli
 import hybrid_rt.cli
 import hybrid_train.cli
-from hybrid_rt.conformal import EXTRAS_KEY, Conformal, RankTable
+from hybrid_rt.uncertainty.conformal import EXTRAS_KEY, Conformal, RankTable
 
 TOP = Path(__file__).resolve().parent.parent
 README = (TOP / "README.md").read_text()

@@ -12,11 +12,11 @@ from typing import Any
 from hybrid_export.markdown import fact_list, number, small, table, text, with_interval
 from hybrid_export.record import Record
 from hybrid_export.subgroups import subgroup_rows
-from hybrid_rt.bundle import Bundle
-from hybrid_rt.conformal import EXTRAS_KEY as CONFORMAL_KEY
-from hybrid_rt.conformal import Conformal
-from hybrid_rt.novelty import NoveltyEntry
+from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty.conformal import EXTRAS_KEY as CONFORMAL_KEY
+from hybrid_rt.uncertainty.conformal import Conformal
+from hybrid_rt.uncertainty.ood import NoveltyEntry
 
 CARD_NAME = "MODEL_CARD.md"
 #: How a card written here starts.

@@ -7,9 +7,9 @@ from pathlib import Path
 from hybrid_export.card import CARD_MARK, CARD_NAME, model_card
 from hybrid_export.job import Say
 from hybrid_export.record import read_record
-from hybrid_rt.bundle import Bundle
-from hybrid_rt.novelty import EXTRAS_KEY, Novelty, NoveltyEntry
+from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, Novelty, NoveltyEntry
 from hybrid_train.checkpoint import checkpoint_file
 
 

@@ -21,8 +21,8 @@ import hybrid_export.cli
 import hybrid_rt.cli
 import hybrid_train.cli
 from hybrid_rt import HybridEngine, Prediction
-from hybrid_rt.bundle import atomic_path
 from hybrid_rt.errors import HybridError, UsageError
+from hybrid_rt.files import atomic_path
 from hybrid_rt.images import decode
 
 PHANTOM_CAVEAT = "Trained on synthetic phantoms: no answer here is a diagnosis."

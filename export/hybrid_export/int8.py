@@ -19,7 +19,7 @@ from hybrid_export.quantize import layers, quantize
 from hybrid_export.receipt import graph_receipt
 from hybrid_export.runners import session
 from hybrid_export.verification import chosen_images
-from hybrid_rt.bundle import pixels_digest
+from hybrid_rt.bundle.golden import pixels_digest
 from hybrid_rt.errors import ExportError
 
 #: Images to calibrate on; the ranges of a ViT settle within some tens of them.

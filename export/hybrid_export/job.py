@@ -13,7 +13,7 @@ from hybrid_export.limits import LIMITS, PrecisionName
 from hybrid_export.options import ExportOptions
 from hybrid_export.parity import Certificate, Reference, certify
 from hybrid_export.runners import Runner, session
-from hybrid_rt.bundle import Bundle, Golden, describe_file
+from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
 from hybrid_rt.errors import BackendMissingError, DeviceError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.model import HybridClassifier

@@ -31,8 +31,8 @@ from PIL import Image, ImageFilter
 from hybrid_export.pointing import BRANCHES, Pointing, point_at
 from hybrid_rt import HybridEngine
 from hybrid_rt.errors import HybridError, UsageError
-from hybrid_rt.explain import Explanation
 from hybrid_rt.files import atomic_path
+from hybrid_rt.results.explanation import Explanation
 
 STEPS = 20  # of the deletion and insertion curves
 SEED = 1_000_003  # far from the seeds of training runs: other patients

@@ -16,7 +16,7 @@ from hybrid_train.report import LIMITS, STYLE, esc, figures, rows_table
 
 if TYPE_CHECKING:
     from hybrid_export.localization import Localization
-    from hybrid_rt.explain import Explanation
+    from hybrid_rt.results.explanation import Explanation
 
 _SHOWN = 12  # pictures
 _PANEL = 240  # pixels

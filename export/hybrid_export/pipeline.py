@@ -33,8 +33,9 @@ from hybrid_export.verification import (
     chosen_images,
     golden_images,
 )
-from hybrid_rt.bundle import GOLDEN_NAME, BuiltFor, Bundle, Golden, sha256_file
+from hybrid_rt.bundle.manifest import GOLDEN_NAME, BuiltFor, Bundle, Golden
 from hybrid_rt.errors import CheckpointError, ParityError
+from hybrid_rt.files import sha256_file
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import load_checkpoint, newest_run
 from hybrid_train.model import HybridClassifier

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFilter
 
-from hybrid_rt.explain import Explanation
+from hybrid_rt.results.explanation import Explanation
 
 BRANCHES = ("vit", "cnn")
 #: The tolerance, as a share of the picture's longer side: 15 of 512 pixels.

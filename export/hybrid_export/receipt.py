@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_rt.errors import ExportError, ModelFileError
-from hybrid_rt.plan_network import ITEM_BYTES, summarize_types
+from hybrid_rt.tensorrt.builder.layer_types import ITEM_BYTES, summarize_types
 
 #: The type that has to hold most of the weights in a file of each precision.
 WEIGHT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hybrid_export.heatmap_reference import heatmaps
-from hybrid_rt.backends import open_session
+from hybrid_rt.backends.registry import open_session
 from hybrid_rt.errors import BackendMissingError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.model import HybridClassifier

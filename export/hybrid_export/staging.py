@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from hybrid_rt.bundle import BUNDLE_NAME, Bundle
+from hybrid_rt.bundle.manifest import BUNDLE_NAME, Bundle
 from hybrid_rt.errors import ExportError, HybridError, UsageError
-from hybrid_rt.novelty import NoveltyEntry
+from hybrid_rt.uncertainty.ood import NoveltyEntry
 
 _PREFIX = ".hybrid-export-"
 

@@ -1,4 +1,4 @@
-"""TensorRT plans for the exporter: built by hybrid_rt.plan, with the exporter's errors.
+"""TensorRT plans for the exporter: built by hybrid_rt.tensorrt.builder, with the exporter's errors.
 
 built = build_plan("model.fp16.onnx", "model.plan", compute_capabilities=["SM89"])
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from hybrid_rt import plan
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ExportError
-from hybrid_rt.plan import BuiltPlan
-from hybrid_rt.tensorrt_library import LibraryName
+from hybrid_rt.tensorrt.builder import build_engine
+from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
+from hybrid_rt.tensorrt.library import LibraryName
 
-__all__ = ["BuiltPlan", "build_plan", "why_no_tensorrt"]
+__all__ = ["build_plan", "why_no_tensorrt"]
 
 
 def build_plan(
     onnx_path: str | os.PathLike[str], plan_path: str | os.PathLike[str], **options: Any
 ) -> BuiltPlan:
-    """``hybrid_rt.plan.build_plan``, which lists the options; a failed build is an ExportError."""
+    """``build_engine.build_plan``, which lists the options; a failed build is an ExportError."""
     try:
-        return plan.build_plan(onnx_path, plan_path, **options)
+        return build_engine.build_plan(onnx_path, plan_path, **options)
     except (BackendMissingError, DeviceError):
         raise
     except BackendError as err:
@@ -35,4 +35,4 @@ def why_no_tensorrt(
 
     ``ahead_of_time`` asks about TensorRT-RTX plans for given GPUs, which need no GPU here.
     """
-    return plan.why_no_plan(library, ahead_of_time=ahead_of_time)
+    return build_engine.why_no_plan(library, ahead_of_time=ahead_of_time)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybrid_rt.bundle import GoldenImages, pixels_digest
+from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
 from hybrid_rt.errors import DataError, HybridError, UsageError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec, Preprocess

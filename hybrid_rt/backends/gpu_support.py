@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hybrid_rt.cuda import cuda_device_count, cuda_devices, driver_problem, provider_problem
 from hybrid_rt.errors import BackendMissingError
-from hybrid_rt.tensorrt_library import how_to_get, installed_libraries, load_tensorrt
+from hybrid_rt.tensorrt.library import how_to_get, installed_libraries, load_tensorrt
 
 _log = logging.getLogger("hybrid_rt")
 

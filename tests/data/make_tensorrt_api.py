@@ -108,7 +108,7 @@ def describe(cls):
 def main():
     module_name, *version = sys.argv[1:]
     if module_name == "tensorrt_rtx_bindings":
-        from hybrid_rt.tensorrt_library import load_tensorrt
+        from hybrid_rt.tensorrt.library import load_tensorrt
 
         module = load_tensorrt("tensorrt_rtx").module
     else:

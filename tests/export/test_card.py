@@ -18,7 +18,7 @@ from hybrid_export.onnx_file import load
 from hybrid_export.record import Record, read_record
 from hybrid_export.subgroups import subgroup_rows
 from hybrid_rt import DigestError, HybridEngine
-from hybrid_rt.bundle import Bundle, BundleFile
+from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.spec import OperatingPoint
 from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.cli import main as train

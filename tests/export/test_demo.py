@@ -12,9 +12,9 @@ from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_export import demo
 from hybrid_rt import HybridEngine, Prediction
-from hybrid_rt.bundle import Bundle, describe_file
-from hybrid_rt.novelty import EXTRAS_KEY, NOVELTY_NAME, Novelty
-from hybrid_rt.rules import Rules
+from hybrid_rt.bundle.manifest import Bundle, describe_file
+from hybrid_rt.uncertainty.decision import Rules
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, NOVELTY_NAME, Novelty
 
 SIZE = 32
 SPEC = tiny_spec(classes=("no cancer", "cancer"))

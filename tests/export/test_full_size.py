@@ -12,7 +12,7 @@ from hybrid_export.cli import main
 from hybrid_export.heatmap_reference import heatmaps
 from hybrid_export.runners import pytorch, session
 from hybrid_export.tensorrt import why_no_tensorrt
-from hybrid_rt.bundle import Bundle
+from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
 from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.model import HybridClassifier, describe_branches

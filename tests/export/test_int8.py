@@ -23,7 +23,7 @@ from hybrid_export.limits import LIMITS
 from hybrid_export.onnx_file import load
 from hybrid_export.quantize import layers, quantize
 from hybrid_rt import HybridEngine
-from hybrid_rt.bundle import Bundle
+from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.cpu import why_unusable
 
 

@@ -12,8 +12,8 @@ from hybrid_export.cli import main as export
 from hybrid_export.localization import STEPS, Curves, curves, lesion_rows, main, steps
 from hybrid_export.localization_page import outline, overlay
 from hybrid_export.pointing import dilated, hottest, point_at, wilson
-from hybrid_rt.explain import Explanation
-from hybrid_rt.results import Prediction
+from hybrid_rt.results.explanation import Explanation
+from hybrid_rt.results.prediction import Prediction
 from hybrid_rt.spec import Preprocess
 
 PREPROCESS = Preprocess(height=64, width=64)

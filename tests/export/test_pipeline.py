@@ -21,12 +21,12 @@ from hybrid_export.cli import main
 from hybrid_export.limits import LIMITS
 from hybrid_export.onnx_file import load
 from hybrid_rt import HybridEngine
-from hybrid_rt.bundle import Bundle
+from hybrid_rt.bundle.manifest import Bundle
+from hybrid_rt.bundle.validated import cpu_reports
 from hybrid_rt.cpu import why_unusable
 from hybrid_rt.errors import ExportError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.validated import cpu_reports
 from hybrid_train.checkpoint import save_checkpoint
 
 

@@ -14,7 +14,6 @@ from hybrid_export.options import ExportOptions
 from hybrid_export.plans import why_no_plan
 from hybrid_export.receipt import check_receipt, graph_receipt
 from hybrid_export.tensorrt import build_plan, why_no_tensorrt
-from hybrid_rt import plan
 from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import (
     BackendMissingError,
@@ -23,7 +22,8 @@ from hybrid_rt.errors import (
     ModelFileError,
     UsageError,
 )
-from hybrid_rt.tensorrt_library import TensorRTLibrary, compute_capability_text, installed_libraries
+from hybrid_rt.tensorrt.builder import build_engine
+from hybrid_rt.tensorrt.library import TensorRTLibrary, compute_capability_text, installed_libraries
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,8 +95,8 @@ def test_torch_and_tensorrt_rtx_load_in_one_process(tmp_path):
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     code = f"""
 import torch
-from hybrid_rt.plan_worker import BuildRequest, build
-from hybrid_rt.tensorrt_library import load_tensorrt
+from hybrid_rt.tensorrt.builder.worker import BuildRequest, build
+from hybrid_rt.tensorrt.library import load_tensorrt
 request = BuildRequest(onnx_path={str(onnx)!r}, plan_path={str(tmp_path / "model.plan")!r},
                        library="tensorrt_rtx", compute_capabilities=["8.9"])
 build(request, load_tensorrt("tensorrt_rtx"), lambda event: None)
@@ -115,7 +115,7 @@ def test_the_recorded_classes_are_those_installed():
     """The fakes of the other tests stand on tests/data/tensorrt_api.json."""
     from fake_tensorrt import API
 
-    from hybrid_rt.tensorrt_library import load_tensorrt
+    from hybrid_rt.tensorrt.library import load_tensorrt
 
     module = load_tensorrt("tensorrt_rtx").module
     if module.__version__ != API["rtx"]["version"]:
@@ -172,7 +172,7 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
     script.write_text("#!/bin/sh\necho terminating inside TensorRT >&2\nkill -SEGV $$\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt_rtx",))
+    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt_rtx",))
     if died_at_once:  # before its request is written
         start = subprocess.Popen
 
@@ -181,7 +181,7 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
             worker.wait(60)
             return worker
 
-        monkeypatch.setattr(plan.subprocess, "Popen", start_and_wait)
+        monkeypatch.setattr(build_engine.subprocess, "Popen", start_and_wait)
     with pytest.raises(ExportError, match=r"ended with SIGSEGV.*terminating inside TensorRT"):
         build_plan(
             onnx,
@@ -209,7 +209,7 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
     ],
 )
 def test_options_that_do_not_fit(tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt", "tensorrt_rtx"))
+    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt", "tensorrt_rtx"))
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(UsageError, match=message):
         build_plan(onnx, tmp_path / "model.plan", **options)
@@ -225,13 +225,13 @@ def test_why_no_tensorrt(tmp_path, monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    monkeypatch.setattr(plan, "installed_libraries", lambda: ())
+    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ())
     assert "pip install 'tensorrt-cu13<12'" in (why_no_tensorrt() or "")
     assert "tensorrt-rtx-cu13-bindings" in (why_no_tensorrt(ahead_of_time=True) or "")
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(BackendMissingError, match="TensorRT is not installed"):
         build_plan(onnx, tmp_path / "model.plan")
-    monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt",))
+    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt",))
     reason = why_no_tensorrt()
     assert reason is not None
     assert "no NVIDIA driver here" in reason
@@ -250,10 +250,12 @@ def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
         BuilderFlag=object,
         ComputeCapability=SimpleNamespace(__members__={**members, "CURRENT": 9}),
     )
-    monkeypatch.setattr(plan, "driver_problem", lambda: None)
-    monkeypatch.setattr(plan, "cuda_device", lambda *_: device)
-    monkeypatch.setattr(plan, "installed_libraries", lambda: ("tensorrt_rtx",))
-    monkeypatch.setattr(plan, "load_tensorrt", lambda name: TensorRTLibrary("tensorrt_rtx", module))
+    monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
+    monkeypatch.setattr(build_engine, "cuda_device", lambda *_: device)
+    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt_rtx",))
+    monkeypatch.setattr(
+        build_engine, "load_tensorrt", lambda name: TensorRTLibrary("tensorrt_rtx", module)
+    )
 
 
 def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(monkeypatch):

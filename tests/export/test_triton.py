@@ -13,7 +13,7 @@ from hybrid_export import pipeline
 from hybrid_export.cli import main
 from hybrid_export.onnx_file import load
 from hybrid_export.triton import choose_file, model_name, write_repository
-from hybrid_rt.bundle import BuiltFor, Bundle, BundleFile
+from hybrid_rt.bundle.manifest import BuiltFor, Bundle, BundleFile
 from hybrid_rt.errors import ExportError, UsageError
 
 

@@ -9,7 +9,9 @@ from PIL import Image
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine
-from hybrid_rt.bundle import Bundle, Golden, GoldenImages, describe_file, pixels_digest, sha256_file
+from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
+from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
+from hybrid_rt.files import sha256_file
 
 SIZE = 32
 

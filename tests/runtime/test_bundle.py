@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid_rt.bundle import (
-    BuiltFor,
-    Bundle,
-    Golden,
-    GoldenImages,
-    atomic_path,
-    describe_file,
-    pixels_digest,
-    sha256_file,
-)
+from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
+from hybrid_rt.bundle.manifest import BuiltFor, Bundle, Golden, describe_file
 from hybrid_rt.errors import DigestError, HybridError, ModelFileError, SpecError
+from hybrid_rt.files import atomic_path, sha256_file
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
 
 SPEC = ModelSpec(

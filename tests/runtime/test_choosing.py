@@ -8,10 +8,10 @@ import pytest
 from certificates import certificate
 
 from hybrid_rt import DeviceError, HybridEngine, ModelFileError
-from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
-from hybrid_rt.choosing import Machine, fastest
+from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 from hybrid_rt.cpu import CpuProfile, Measurement
 from hybrid_rt.cuda import CudaDevice, driver_problem
+from hybrid_rt.selection import Machine, fastest
 
 NO_GPU = driver_problem() is not None
 BACKENDS = frozenset(["openvino", "onnxruntime"])

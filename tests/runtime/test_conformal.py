@@ -8,9 +8,9 @@ import pytest
 from tiny_onnx import tiny_spec
 
 from hybrid_rt import HybridEngine, ModelFileError, SpecError, UsageError
-from hybrid_rt.backends.fake import FakeSession
-from hybrid_rt.conformal import Conformal, RankTable
-from hybrid_rt.tables import csv_lines
+from hybrid_rt.results.writers import csv_lines
+from hybrid_rt.testing import FakeSession
+from hybrid_rt.uncertainty.conformal import Conformal, RankTable
 
 CLASSES = ("no cancer", "cancer")
 

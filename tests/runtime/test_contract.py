@@ -9,11 +9,11 @@ import pytest
 from certificates import certificate
 
 from hybrid_rt import HybridEngine
-from hybrid_rt.backends import is_installed, onnxruntime_has_gpu
-from hybrid_rt.backends.ov import OpenVinoSession
-from hybrid_rt.bundle import Bundle, BundleFile
+from hybrid_rt.backends.openvino import OpenVinoSession
+from hybrid_rt.backends.registry import is_installed, onnxruntime_has_gpu
+from hybrid_rt.bundle.manifest import Bundle, BundleFile
+from hybrid_rt.bundle.validated import cpu_reports
 from hybrid_rt.cpu import why_unusable
-from hybrid_rt.validated import cpu_reports
 
 #: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
 WAYS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hybrid_rt.crop import breast_box
 from hybrid_rt.images import decode, load_pixels, prepare
+from hybrid_rt.images.breast_crop import breast_box
 from hybrid_rt.spec import Preprocess
 
 CROP = Preprocess(height=64, width=64, crop="breast")

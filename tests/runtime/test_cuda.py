@@ -15,7 +15,6 @@ from fake_machine import PROVIDERS
 from fake_tensorrt import API
 
 import hybrid_rt.cuda.memory
-from hybrid_rt import tensorrt_library
 from hybrid_rt.cuda import (
     CudaGraph,
     cuda_device,
@@ -27,7 +26,8 @@ from hybrid_rt.cuda import (
     provider_problem,
 )
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, UsageError
-from hybrid_rt.tensorrt_library import load_tensorrt
+from hybrid_rt.tensorrt import library
+from hybrid_rt.tensorrt.library import load_tensorrt
 
 
 def put_driver(monkeypatch, libcuda):
@@ -332,7 +332,7 @@ def test_the_fake_pycuda_has_the_real_names():
 
 
 def test_tensorrt_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": (), "tensorrt_rtx": ()})
+    monkeypatch.setattr(library, "_MODULES", {"tensorrt": (), "tensorrt_rtx": ()})
     with pytest.raises(BackendMissingError, match=r"neither tensorrt nor tensorrt_rtx.*<12"):
         load_tensorrt()
     with pytest.raises(BackendMissingError, match="TensorRT-RTX is not installed; pip install"):
@@ -349,6 +349,6 @@ def test_tensorrt_that_does_not_load(monkeypatch, tmp_path):
         ("broken_trt", r"does not load: libnvinfer\.so\.10.*for another CUDA"),
         ("empty_trt", "has neither Builder nor Runtime"),
     ]:
-        monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": (module,)})
+        monkeypatch.setattr(library, "_MODULES", {"tensorrt": (module,)})
         with pytest.raises(BackendMissingError, match=message):
             load_tensorrt("tensorrt")

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybrid_rt import dicom
 from hybrid_rt.errors import ImageError, MissingDecoderError
-from hybrid_rt.images import decode, load_batch, load_pixels, source_name
+from hybrid_rt.images import decode, dicom, load_batch, load_pixels, source_name
 from hybrid_rt.spec import Preprocess
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom not installed")

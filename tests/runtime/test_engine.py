@@ -21,8 +21,8 @@ from hybrid_rt import (
     Predictions,
     UsageError,
 )
-from hybrid_rt.backends.fake import FakeSession
 from hybrid_rt.spec import OperatingPoint
+from hybrid_rt.testing import FakeSession
 
 BACKENDS = ["onnxruntime", "openvino"]
 
@@ -209,7 +209,7 @@ def test_crop_is_not_skipped_for_arrays_of_the_right_size():
     assert engine.load(plain) is plain
     cropping = spec.replace(preprocess=type(spec.preprocess)(height=32, width=32, crop="breast"))
     engine = HybridEngine.from_session(FakeSession(cropping), cropping)
-    pytest.importorskip("hybrid_rt.crop")
+    pytest.importorskip("hybrid_rt.images.breast_crop")
     assert engine.load(plain) is not plain
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 from tiny_onnx import tiny_spec
 
 from hybrid_rt import Explanation, HybridEngine, ImageError, ModelFileError, PredictionError
-from hybrid_rt.backends.fake import FakeSession
-from hybrid_rt.explain import place_heatmap
+from hybrid_rt.results.explanation import place_heatmap
 from hybrid_rt.spec import Preprocess
+from hybrid_rt.testing import FakeSession
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from hybrid_rt import BackendMissingError, DeviceError, HybridEngine
 from hybrid_rt.backends import gpu_support
 from hybrid_rt.backends.gpu_support import onnxruntime_gpu_problem, tensorrt_support
-from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
+from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def add_plan(with_files, machine):
 
 def hide_tensorrt(monkeypatch):
     modules = {"tensorrt": (), "tensorrt_rtx": ()}
-    monkeypatch.setattr("hybrid_rt.tensorrt_library._MODULES", modules)
+    monkeypatch.setattr("hybrid_rt.tensorrt.library._MODULES", modules)
 
 
 def hide_memory(monkeypatch):
@@ -188,7 +188,7 @@ def test_a_bundle_whose_plan_lacks_a_library(
 
 
 def test_a_plan_that_runs_asks_no_onnxruntime(machine, monkeypatch, bundle_folder, add_plan):
-    from hybrid_rt.choosing import find_model
+    from hybrid_rt.selection import find_model
 
     runtime = FakeOnnxRuntime(monkeypatch)
     add_plan(bundle_folder)
@@ -202,7 +202,7 @@ def test_tensorrt_that_does_not_load(machine, monkeypatch, tmp_path):
     (tmp_path / "broken_trt.py").write_text("raise ImportError('libnvinfer.so.10')")
     monkeypatch.syspath_prepend(tmp_path)
     modules = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("broken_trt",)}
-    monkeypatch.setattr("hybrid_rt.tensorrt_library._MODULES", modules)
+    monkeypatch.setattr("hybrid_rt.tensorrt.library._MODULES", modules)
     versions, problem = tensorrt_support()
     assert versions == {"tensorrt": machine.trt.__version__}
     assert "libnvinfer.so.10" in problem

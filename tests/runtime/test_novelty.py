@@ -12,10 +12,10 @@ from PIL import Image
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import DigestError, HybridEngine, ModelFileError, SpecError, UsageError
-from hybrid_rt.backends.fake import FakeSession
-from hybrid_rt.bundle import Bundle, describe_file
+from hybrid_rt.bundle.manifest import Bundle, describe_file
 from hybrid_rt.cli import main
-from hybrid_rt.novelty import EXTRAS_KEY, NOVELTY_NAME, Novelty, NoveltyEntry
+from hybrid_rt.testing import FakeSession
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, NOVELTY_NAME, Novelty, NoveltyEntry
 
 SIZE = 32
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from hybrid_rt.bundle.onnx_metadata import read_metadata, read_spec
 from hybrid_rt.errors import HybridError, ModelFileError, SpecError
-from hybrid_rt.onnx_metadata import read_metadata, read_spec
 from hybrid_rt.spec import METADATA_KEY
 
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_onnx import tiny_spec
 
 from hybrid_rt import HybridEngine, ImageError, PredictionError
-from hybrid_rt.backends.fake import FakeSession
+from hybrid_rt.results.writers import csv_lines, json_lines, jsonl_lines, text_lines
 from hybrid_rt.spec import OperatingPoint
-from hybrid_rt.tables import csv_lines, json_lines, jsonl_lines, text_lines
+from hybrid_rt.testing import FakeSession
 
 SPEC = tiny_spec(
     classes=("a", "b,c", '<d"'),

@@ -7,11 +7,11 @@ import pytest
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine, ModelFileError, UsageError
-from hybrid_rt.backends.fake import FakeSession
 from hybrid_rt.cli import main
-from hybrid_rt.conformal import Conformal, RankTable
-from hybrid_rt.rules import make_rules, parse_threshold
 from hybrid_rt.spec import OperatingPoint
+from hybrid_rt.testing import FakeSession
+from hybrid_rt.uncertainty.conformal import Conformal, RankTable
+from hybrid_rt.uncertainty.decision import make_rules, parse_threshold
 
 POINT = OperatingPoint(positive="benign", threshold=0.5, criterion="sensitivity=0.9")
 THREE = ("a", "b", "c")

@@ -8,8 +8,10 @@ from certificates import certificate
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine, ModelFileError
-from hybrid_rt.backends.fake import FakeSession
-from hybrid_rt.bundle import Bundle, Golden, GoldenImages, describe_file, sha256_file
+from hybrid_rt.bundle.golden import GoldenImages
+from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
+from hybrid_rt.files import sha256_file
+from hybrid_rt.testing import FakeSession
 
 
 def replace_golden(folder, **changes):

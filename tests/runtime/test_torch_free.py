@@ -11,7 +11,7 @@ import pytest
 from certificates import certificate
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
-from hybrid_rt.bundle import Bundle, describe_file
+from hybrid_rt.bundle.manifest import Bundle, describe_file
 
 ROOT = Path(__file__).parents[2]
 

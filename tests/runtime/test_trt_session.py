@@ -14,13 +14,13 @@ from fake_tensorrt import VERSIONS, expected, plan_bytes
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine
-from hybrid_rt.backends import SessionOptions, open_session
-from hybrid_rt.backends.trt import MOST_LANES, open_trt
-from hybrid_rt.backends.trt_engine import BatchRange, cut_batch
-from hybrid_rt.bundle import BuiltFor, Bundle, describe_file
+from hybrid_rt.backends.registry import SessionOptions, open_session
+from hybrid_rt.backends.tensorrt import MOST_LANES, open_trt
+from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 from hybrid_rt.cuda import CudaGraph
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ModelFileError
 from hybrid_rt.errors import UsageError as BadUsage
+from hybrid_rt.tensorrt.engine import BatchRange, cut_batch
 
 SPEC = tiny_spec(size=32)
 
@@ -206,7 +206,7 @@ def test_a_thread_gets_the_lane_that_has_its_batch_size(machine10, tmp_path):
 
 
 def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypatch):
-    monkeypatch.setattr("hybrid_rt.backends.trt.load_bindings", lambda: None)
+    monkeypatch.setattr("hybrid_rt.backends.tensorrt.load_bindings", lambda: None)
     session = open_plan(machine10, tmp_path)
     assert "no CUDA graphs (cuda-bindings is not installed)" in session.detail
     pixels = images(2)
@@ -392,7 +392,7 @@ def test_a_plan_of_another_model(machine10, tmp_path):
 
 def test_no_driver_is_said_before_tensorrt_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "hybrid_rt.backends.trt.load_tensorrt", lambda name: pytest.fail("TensorRT was loaded")
+        "hybrid_rt.backends.tensorrt.load_tensorrt", lambda name: pytest.fail("TensorRT was loaded")
     )
 
     def no_library(name):
@@ -447,12 +447,12 @@ def asked(machine10, monkeypatch):
     def build(onnx, plan, **choices):
         asked.update(choices, onnx=onnx)
         plan.write_bytes(plan_bytes(machine10.trt) + b" ")
-        from hybrid_rt.plan import BuiltPlan
+        from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
 
         facts = {"library": "tensorrt", "version": "10.3.0", "compute_capability": "8.9"}
         return BuiltPlan(plan, facts | {"max_batch": 8}, {"weight_share": {"float32": 1.0}}, "")
 
-    monkeypatch.setattr("hybrid_rt.plan_fit.build_plan", build)
+    monkeypatch.setattr("hybrid_rt.tensorrt.compatibility.build_plan", build)
     return asked
 
 
@@ -485,7 +485,7 @@ def test_missing_libraries_name_what_to_install(machine10, tmp_path, monkeypatch
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(BackendMissingError, match=r"cuda-bindings or PyCUDA.*hybrid-rt\[gpu\]'"):
         open_plan(machine10, tmp_path)
-    monkeypatch.setattr("hybrid_rt.tensorrt_library._MODULES", {"tensorrt": ()})
+    monkeypatch.setattr("hybrid_rt.tensorrt.library._MODULES", {"tensorrt": ()})
     with pytest.raises(BackendMissingError, match="pip install 'tensorrt"):
         open_plan(machine10, tmp_path)
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hybrid_rt.conformal import Conformal
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
+from hybrid_rt.uncertainty.conformal import Conformal
 from hybrid_train.conformal import ENTRIES, USUAL, calibrate, measure, rounded_down, sets, table
 
 CLASSES = ("no cancer", "cancer")

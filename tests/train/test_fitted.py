@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from hybrid_rt.conformal import Conformal
 from hybrid_rt.images import load_pixels
-from hybrid_rt.novelty import Novelty
+from hybrid_rt.uncertainty.conformal import Conformal
+from hybrid_rt.uncertainty.ood import Novelty
 from hybrid_train.bootstrap import bootstrap_interval, share_interval
 from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main

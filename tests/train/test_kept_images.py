@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from hybrid_rt.golden import pixels_digest
+from hybrid_rt.bundle.golden import pixels_digest
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 from hybrid_train.config import PRESETS

@@ -9,7 +9,7 @@ from scipy.stats import betabinom
 
 from hybrid_export.cli import main as export
 from hybrid_rt import HybridEngine
-from hybrid_rt.conformal import Conformal
+from hybrid_rt.uncertainty.conformal import Conformal
 from hybrid_train.cli import main as train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.conformal import By, Conformal, RankTable
+from hybrid_rt.uncertainty.conformal import By, Conformal, RankTable
 
 Array = NDArray[Any]
 

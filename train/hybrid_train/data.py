@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_rt.sources import PICTURE_SUFFIXES
+from hybrid_rt.images.sources import PICTURE_SUFFIXES
 
 #: Folder names that mean a split of the data.
 SPLIT_FOLDERS = {

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.novelty import EXTRAS_KEY as NOVELTY_KEY
-from hybrid_rt.novelty import NOVELTY_NAME
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY as NOVELTY_KEY
+from hybrid_rt.uncertainty.ood import NOVELTY_NAME
 from hybrid_train import metrics
 from hybrid_train.checkpoint import BEST, save_checkpoint
 from hybrid_train.data import Samples

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid_rt import conformal as rt_conformal
-from hybrid_rt.novelty import Novelty
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty import conformal as rt_conformal
+from hybrid_rt.uncertainty.ood import Novelty
 from hybrid_train import conformal
 from hybrid_train.calibration import fit_temperature, softmax
 from hybrid_train.config import TrainConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.novelty import Novelty
+from hybrid_rt.uncertainty.ood import Novelty
 
 Array = NDArray[Any]
 

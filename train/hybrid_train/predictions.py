@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_rt.files import atomic_path
-from hybrid_rt.novelty import Novelty
 from hybrid_rt.spec import ModelSpec
+from hybrid_rt.uncertainty.ood import Novelty
 from hybrid_train.data import Samples
 from hybrid_train.fitted import Part
 from hybrid_train.splits import Split

@@ -1,0 +1,1 @@
+"""The files of one exported model: manifest, golden images, ONNX metadata."""

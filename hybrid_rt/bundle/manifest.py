@@ -1,0 +1,266 @@
+"""Bundle: the files of one exported model, what each is, and how to know they are whole.
+
+``model.json`` lists every file with its SHA-256, its precision, what it was built for and how
+close it came to PyTorch; ``model.golden.npz`` holds a few pictures with PyTorch's answers, so that
+``HybridEngine.selftest`` can judge another machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hybrid_rt.bundle.golden import GoldenImages
+from hybrid_rt.errors import DigestError, ModelFileError, SpecError
+from hybrid_rt.files import atomic_path, sha256_file
+from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+
+__all__ = [
+    "BUNDLE_NAME",
+    "BUNDLE_VERSION",
+    "GOLDEN_NAME",
+    "BuiltFor",
+    "Bundle",
+    "BundleFile",
+    "Golden",
+    "describe_file",
+]
+
+BUNDLE_VERSION = 1
+BUNDLE_NAME = "model.json"
+GOLDEN_NAME = "model.golden.npz"
+
+#: model.json is read whole; a bundle's is some tens of kilobytes.
+_MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltFor:
+    """What a TensorRT plan was built with and for. ``compute_capability`` is such as "8.9"."""
+
+    library: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    compute_capability: str
+    max_batch: int
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFile:
+    """One model file: its digest and what is known about it.
+
+    ``source`` is the bundle's file it was built from; ``receipt`` what the builder says it built;
+    ``certificate`` how far its outputs are from PyTorch fp32, and whether within the limits.
+    """
+
+    sha256: str
+    bytes: int
+    format: Literal["onnx", "plan"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    built_for: BuiltFor | None = None
+    source: str | None = None
+    receipt: Mapping[str, Any] | None = None
+    certificate: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_digest_text(self.sha256)
+        if self.bytes < 1:
+            raise ModelFileError(f"bytes is {self.bytes}; expected a positive size")
+        if self.source is not None:
+            _check_file_name(self.source)
+
+    @property
+    def certified(self) -> bool:
+        """Whether a parity certificate is there and passed."""
+        return self.certificate is not None and self.certificate.get("passed") is True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """The golden images' file, relative to the bundle's folder, and how many it holds."""
+
+    file: str
+    sha256: str
+    count: int
+
+    def __post_init__(self) -> None:
+        _check_file_name(self.file)
+        _check_digest_text(self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What ``model.json`` says. ``folder`` is where it was read from; it is not written."""
+
+    spec: ModelSpec
+    files: Mapping[str, BundleFile] = field(default_factory=dict)
+    golden: Golden | None = None
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            _check_file_name(name)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read a bundle from its folder or its ``model.json``.
+
+        Raises ModelFileError or SpecError; the message names the file and the field.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / BUNDLE_NAME
+        try:
+            if path.stat().st_size > _MAX_JSON_BYTES:
+                raise ModelFileError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB")
+            data = json.loads(path.read_bytes())
+        except OSError as err:
+            raise ModelFileError(
+                f"{path} cannot be read ({err.strerror}); expected the {BUNDLE_NAME} that "
+                "hybrid-export writes"
+            ) from err
+        except (ValueError, RecursionError) as err:
+            raise ModelFileError(f"{path} is not JSON: {err}; export the model again") from err
+        try:
+            return cls.from_dict(data, folder=path.parent)
+        except (ModelFileError, SpecError) as err:
+            raise type(err)(f"{path}: {err}") from err
+
+    @classmethod
+    def from_dict(cls, data: Any, *, folder: Path | None = None) -> Bundle:
+        """Inverse of to_dict."""
+        known = ("bundle_version", "spec", "files", "golden")
+        if not isinstance(data, Mapping):
+            raise ModelFileError(f"bundle is {type(data).__name__}; expected an object")
+        if data.get("bundle_version") != BUNDLE_VERSION:
+            raise ModelFileError(
+                f"bundle_version is {data.get('bundle_version')!r}; this hybrid-rt reads version "
+                f"{BUNDLE_VERSION}: export the model again or install the matching release"
+            )
+        unknown = sorted(str(key) for key in set(data) - set(known))
+        if unknown:
+            raise ModelFileError(f"{unknown[0]} is unknown; known fields are {', '.join(known)}")
+        missing = [key for key in known if key not in data]
+        if missing:
+            raise ModelFileError(f"{missing[0]} is missing")
+        if not isinstance(data["files"], Mapping):
+            raise ModelFileError(f"files is {type(data['files']).__name__}; expected an object")
+        spec = ModelSpec.from_dict(data["spec"])
+        try:
+            files = {
+                str(name): _from_plain(BundleFile, entry, f"files[{str(name)[:60]!r}]")
+                for name, entry in data["files"].items()
+            }
+            golden = data["golden"]
+            golden = None if golden is None else _from_plain(Golden, golden, "golden")
+        except SpecError as err:
+            raise ModelFileError(str(err)) from err
+        return cls(spec=spec, files=files, golden=golden, folder=folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "bundle_version": BUNDLE_VERSION,
+            "spec": self.spec.to_dict(),
+            "files": {name: _to_plain(entry) for name, entry in self.files.items()},
+            "golden": None if self.golden is None else _to_plain(self.golden),
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``model.json`` into ``folder``, whole or not at all; returns its path."""
+        path = Path(folder) / BUNDLE_NAME
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    def with_file(self, name: str, entry: BundleFile) -> Bundle:
+        """A copy that lists one more file, or another entry for it."""
+        return replace(self, files={**self.files, name: entry})
+
+    def path(self, name: str) -> Path:
+        """Where a file of this bundle lies."""
+        if self.folder is None:
+            raise ModelFileError("this bundle was not read from a folder; save and load it first")
+        return self.folder / name
+
+    def check(self, name: str) -> Path:
+        """The path of a listed file after its size and SHA-256 were compared.
+
+        Raises DigestError where they differ, ModelFileError where the file is not listed or gone.
+        """
+        if self.golden is not None and name == self.golden.file:
+            expected, size = self.golden.sha256, None
+        elif name in self.files:
+            expected, size = self.files[name].sha256, self.files[name].bytes
+        else:
+            raise ModelFileError(
+                f"{name} is not listed in {self.path(BUNDLE_NAME)}; it lists "
+                f"{', '.join(self.files) or 'nothing'}"
+            )
+        path = self.path(name)
+        try:
+            found = path.stat().st_size
+            digest = sha256_file(path) if size in (None, found) else None
+        except OSError as err:
+            raise ModelFileError(
+                f"{path} is listed in {BUNDLE_NAME} but cannot be read ({err.strerror}); copy the "
+                "bundle again or export it again"
+            ) from err
+        if digest != expected:
+            got = f"{found} bytes" if digest is None else f"SHA-256 {digest[:12]}…"
+            want = f"{size} bytes" if digest is None else f"{expected[:12]}…"
+            raise DigestError(
+                f"{path} has {got}; {BUNDLE_NAME} expects {want}: the file is damaged or from "
+                "another export; copy the whole bundle again or export it again"
+            )
+        return path
+
+    def load_golden(self) -> GoldenImages:
+        """The golden images, digest checked. ModelFileError where the bundle has none."""
+        if self.golden is None:
+            raise ModelFileError(
+                "the bundle has no golden images; export again with --verify DATA or from a run "
+                "folder with a validation/ folder"
+            )
+        return GoldenImages.load(self.check(self.golden.file))
+
+
+def describe_file(
+    path: str | os.PathLike[str],
+    *,
+    precision: Literal["fp32", "fp16", "bf16", "int8"],
+    built_for: BuiltFor | None = None,
+    source: str | None = None,
+    receipt: Mapping[str, Any] | None = None,
+    certificate: Mapping[str, Any] | None = None,
+) -> BundleFile:
+    """The bundle entry of a file on disk: reads it once for its digest."""
+    path = Path(path)
+    return BundleFile(
+        sha256=sha256_file(path),
+        bytes=path.stat().st_size,
+        format="plan" if path.suffix == ".plan" else "onnx",
+        precision=precision,
+        built_for=built_for,
+        source=source,
+        receipt=receipt,
+        certificate=certificate,
+    )
+
+
+def _check_file_name(name: str) -> None:
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0"):
+        raise ModelFileError(
+            f"file name {name[:60]!r} in the bundle; expected a plain name in the bundle's folder"
+        )
+
+
+def _check_digest_text(text: str) -> None:
+    if len(text) != 64 or any(c not in "0123456789abcdef" for c in text):
+        raise ModelFileError(f"sha256 is {text[:70]!r}; expected 64 lower-case hexadecimal digits")

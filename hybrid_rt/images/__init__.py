@@ -1,0 +1,23 @@
+"""Convert any supported image source to model input: uint8 ``[height, width, 3]``, RGB."""
+
+from hybrid_rt.images.encoded import MAX_PIXELS
+from hybrid_rt.images.load import (
+    Source,
+    as_sources,
+    decode,
+    load_batch,
+    load_pixels,
+    prepare,
+    source_name,
+)
+
+__all__ = [
+    "MAX_PIXELS",
+    "Source",
+    "as_sources",
+    "decode",
+    "load_batch",
+    "load_pixels",
+    "prepare",
+    "source_name",
+]

@@ -1,0 +1,1 @@
+"""Predictions and explanations, and the files they are written to."""

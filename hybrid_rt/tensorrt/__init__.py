@@ -1,0 +1,1 @@
+"""Run TensorRT plans; ``hybrid_rt.tensorrt.builder`` makes them."""

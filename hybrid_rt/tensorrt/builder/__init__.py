@@ -1,0 +1,1 @@
+"""Build TensorRT plans. A process that only predicts imports nothing of this package."""

@@ -1,0 +1,288 @@
+"""Builds one TensorRT plan, in a process of its own; ``build_engine.build_plan`` starts it.
+
+TensorRT ends the process when it meets a fault of its own, keeps gigabytes until the process ends,
+and may be told to stop by Ctrl-C at any time: none of that should reach the caller. The request is
+JSON on standard input; JSON lines leave through the file descriptor given as the only argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hybrid_rt.cuda import cuda_device
+from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
+from hybrid_rt.tensorrt.builder.layer_types import constrain_types, engine_layers, network_receipt
+from hybrid_rt.tensorrt.builder.progress import Emit, make_monitor
+from hybrid_rt.tensorrt.library import TensorRTLibrary, load_tensorrt
+
+_NEWEST_OPSET_OF_8 = 17
+
+#: Severities of TensorRT's log, by number; VERBOSE (4) is not kept.
+_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
+
+
+@dataclass(kw_only=True)
+class BuildRequest:
+    """What to build. ``compute_capabilities`` ("8.9") is empty for this machine's first GPU."""
+
+    onnx_path: str
+    plan_path: str
+    library: str
+    compute_capabilities: list[str] = field(default_factory=list)
+    max_batch: int = 8
+    opt_batch: int = 8
+    workspace_bytes: int | None = None
+    timing_cache: str | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+
+def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[str, Any]:
+    """Build the plan into ``request.plan_path``; returns ``{"built_for": …, "receipt": …}``.
+
+    ``emit`` gets ``{"log": [severity, text]}`` and ``{"progress": fraction, "phase": name}``.
+    """
+    capability = _target(request, library)
+    trt = library.module
+    log = _Log(emit)
+    logger = _make_logger(trt, log)
+    builder = trt.Builder(logger)
+    network = builder.create_network(library.network_flags)
+    _parse(trt, network, logger, request.onnx_path, log)
+    _check_opset(library, log, request.onnx_path)
+    config = builder.create_builder_config()
+    _configure(library, config, request)
+    max_batch = _add_profile(builder, network, config, request)
+    told = constrain_types(library, network, config)
+    if told:
+        log.add(3, f"{told} layers held to the types of the ONNX graph")
+    receipt = network_receipt(library, network)
+    cache = _load_timing_cache(library, config, request, log)
+    monitor = make_monitor(library, emit)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    emit({"progress": 0.0, "phase": "building"})
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(f"{library.label} could not build {request.onnx_path}: {log.errors()}")
+    with Path(request.plan_path).open("wb") as file:
+        file.write(plan)
+    if cache is not None and request.timing_cache is not None:
+        _save_timing_cache(config, request.timing_cache)
+    if not request.compute_capabilities:  # the plan is for the GPU in this machine
+        engine = _inspect(library, logger, plan, host_code=request.version_compatible)
+        if engine is not None:
+            receipt["engine"] = engine
+    emit({"progress": 1.0, "phase": "done"})
+    return {
+        "built_for": {
+            "library": library.name,
+            "version": library.version,
+            "compute_capability": capability,
+            "max_batch": max_batch,
+            "hardware_compatible": request.hardware_compatible,
+            "version_compatible": request.version_compatible,
+        },
+        "receipt": receipt,
+    }
+
+
+def _inspect(
+    library: TensorRTLibrary, logger: Any, plan: Any, *, host_code: bool
+) -> dict[str, Any] | None:
+    """What is in the engine, asked of the engine itself."""
+    runtime = library.module.Runtime(logger)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(f"{library.label} cannot load the plan that it has just built")
+    inspector = engine.create_engine_inspector()
+    formats = library.module.LayerInformationFormat
+    return engine_layers(str(inspector.get_engine_information(formats.JSON)))
+
+
+class _Log:
+    """Passes TensorRT's messages on and remembers the errors."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._errors: list[str] = []
+        #: The graph's opset, which the parser logs.
+        self.opset: int | None = None
+
+    def add(self, severity: int, text: str) -> None:
+        found = re.search(r"Opset version:\s*(\d+)", text)
+        if found is not None:
+            self.opset = int(found[1])
+        if severity < 2:
+            self._errors.append(text.strip())
+        if severity < len(_SEVERITIES):
+            self._emit({"log": [_SEVERITIES[severity], text]})
+
+    def errors(self) -> str:
+        """The last errors on one line; the first is often the cause, the last the place."""
+        kept = self._errors if len(self._errors) < 4 else [self._errors[0], *self._errors[-2:]]
+        return " | ".join(kept) or "no error was logged"
+
+
+def _make_logger(trt: Any, log: _Log) -> Any:
+    class PlanLogger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            log.add(int(severity), msg)
+
+    return PlanLogger()
+
+
+def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
+    """The compute capabilities the plan is for, such as "8.9" or "8.9,12.0"."""
+    if request.compute_capabilities:
+        return ",".join(request.compute_capabilities)
+    device = cuda_device()
+    problem = library.why_not_for(device)
+    if problem is not None:
+        raise DeviceError(problem)
+    return device.compute_capability
+
+
+def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse_from_file(onnx_path):
+        return
+    problems = []
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        place = f"node {error.node()}"
+        if hasattr(error, "node_name"):  # TensorRT 10 and newer
+            place = f"node {error.node_name()!r} ({error.node_operator()})"
+        problems.append(f"{place}: {error.desc()}")
+    text = " | ".join(problems) or log.errors()
+    raise ModelFileError(f"TensorRT's ONNX parser refuses {onnx_path}: {text}")
+
+
+def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
+    """TensorRT 8 takes opset 18 and then reduces over all axes, since it reads no axes inputs."""
+    if library.strongly_typed or log.opset is None or log.opset <= _NEWEST_OPSET_OF_8:
+        return
+    raise ModelFileError(
+        f"{onnx_path} is opset {log.opset}; {library.label} reads {_NEWEST_OPSET_OF_8} at most: "
+        f"export again with --opset {_NEWEST_OPSET_OF_8}"
+    )
+
+
+def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> None:
+    trt = library.module
+    if request.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
+    # FP32 in the graph means FP32: TF32 keeps 10 bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # One more stream, so that the ViT and the CNN can run at the same time.
+    config.max_aux_streams = 1
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not library.strongly_typed and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
+        # TensorRT 8.6 lends a profile to one execution context only unless it is told; 10 does not.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if library.ahead_of_time and not request.compute_capabilities:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
+    if request.compute_capabilities:
+        known = library.known_capabilities
+        config.num_compute_capabilities = len(request.compute_capabilities)
+        for index, capability in enumerate(request.compute_capabilities):
+            if capability not in known:
+                raise UsageError(
+                    f"{library.label} cannot build for compute capability {capability}; it knows "
+                    f"{', '.join(known)}"
+                )
+            if not config.set_compute_capability(known[capability], index):
+                raise BackendError(
+                    f"{library.label} refuses the compute capabilities "
+                    f"{', '.join(request.compute_capabilities)}; build one plan for each"
+                )
+
+
+def _add_profile(builder: Any, network: Any, config: Any, request: BuildRequest) -> int:
+    """One optimization profile, batch 1 to max; returns the largest batch."""
+    if network.num_inputs != 1:
+        raise ModelFileError(
+            f"{request.onnx_path} has {network.num_inputs} inputs; expected one, images"
+        )
+    images = network.get_input(0)
+    shape = tuple(int(size) for size in images.shape)
+    if shape[0] != -1:
+        return shape[0]  # the batch is fixed in the graph
+    if -1 in shape[1:]:
+        raise ModelFileError(
+            f"{request.onnx_path} has an input of shape {shape}; expected only the batch dynamic"
+        )
+    profile = builder.create_optimization_profile()
+    low, middle, high = ((size, *shape[1:]) for size in (1, request.opt_batch, request.max_batch))
+    profile.set_shape(images.name, low, middle, high)
+    if config.add_optimization_profile(profile) < 0:
+        raise BackendError(f"TensorRT refuses the batch sizes 1, {middle[0]} and {high[0]}")
+    return request.max_batch
+
+
+def _load_timing_cache(
+    library: TensorRTLibrary, config: Any, request: BuildRequest, log: _Log
+) -> Any:
+    """The cache, which has to live until the plan is built; None where it does nothing."""
+    if request.timing_cache is None or not library.has_timing_cache:
+        return None
+    path = Path(request.timing_cache)
+    data = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        log.add(2, f"{path} is a timing cache of another GPU or TensorRT; starting an empty one")
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _save_timing_cache(config: Any, path: str) -> None:
+    from hybrid_rt.files import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read a BuildRequest from standard input, build it, answer on the given descriptor."""
+    descriptor = int((sys.argv[1:] if argv is None else argv)[0])
+    lock = threading.Lock()
+    with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
+
+        def emit(event: dict[str, Any]) -> None:
+            with lock:
+                pipe.write(json.dumps(event) + "\n")
+                pipe.flush()
+
+        try:
+            request = BuildRequest(**json.loads(sys.stdin.read()))
+            library = load_tensorrt(request.library)  # type: ignore[arg-type]
+            emit({"result": build(request, library, emit)})
+        except HybridError as err:
+            emit({"error": str(err), "type": type(err).__name__})
+            return 1
+        except OSError as err:
+            emit({"error": f"cannot write the plan: {err}", "type": "BackendError"})
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Prediction sets, distance to the training data, decisions."""
