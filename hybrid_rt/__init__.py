@@ -22,7 +22,8 @@ from hybrid_rt.errors import (
     UsageError,
 )
 from hybrid_rt.results.explanation import Explanation
-from hybrid_rt.results.prediction import Prediction, PredictionError, Predictions
+from hybrid_rt.results.prediction import Prediction, PredictionError
+from hybrid_rt.results.predictions import Predictions
 from hybrid_rt.selftest import SelfTest
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.decision import Decision

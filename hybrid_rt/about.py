@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from typing import TYPE_CHECKING, Any
 
-from hybrid_rt.backends.registry import Session
+from hybrid_rt.backends.base import Session
 from hybrid_rt.spec import ModelSpec
 
 if TYPE_CHECKING:

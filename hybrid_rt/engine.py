@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import Outputs
 from hybrid_rt.errors import HybridError, ImageError, ModelFileError, UsageError
 from hybrid_rt.images.load import decode, source_name
 from hybrid_rt.images.sources import is_named, is_one
 from hybrid_rt.opened import OpenModel
-from hybrid_rt.results.prediction import Prediction, PredictionError, Predictions
+from hybrid_rt.results.prediction import Prediction, PredictionError
+from hybrid_rt.results.predictions import Predictions
 from hybrid_rt.spec import OperatingPoint
-from hybrid_rt.streaming import Outputs, Result, default_decode_threads, run_pipeline
+from hybrid_rt.streaming import Result, default_decode_threads, run_pipeline
 from hybrid_rt.uncertainty.conformal import By
 from hybrid_rt.uncertainty.decision import RuleArguments, Rules, make_rules
 

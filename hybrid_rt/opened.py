@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from hybrid_rt.about import engine_info
+from hybrid_rt.backends.base import Outputs, Pixels, Session, SessionOptions
 from hybrid_rt.backends.gpu_support import warn_once, why_gpu_unused
-from hybrid_rt.backends.registry import Session, SessionOptions, open_session
+from hybrid_rt.backends.registry import open_session
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.errors import BackendError, ImageError, ModelFileError, UsageError
 from hybrid_rt.images.load import load_pixels, source_name
 from hybrid_rt.selection import ModelFile, find_model
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.streaming import Outputs, Pixels
 from hybrid_rt.uncertainty.ood import Novelty, why_missing
 
 _Opened = TypeVar("_Opened", bound="OpenModel")

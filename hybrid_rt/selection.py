@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hybrid_rt.backends.gpu_support import tensorrt_support, why_gpu_unused
-from hybrid_rt.backends.registry import BACKENDS, is_installed, onnxruntime_has_gpu
+from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu, tensorrt_support, why_gpu_unused
+from hybrid_rt.backends.registry import BACKENDS, is_installed
 from hybrid_rt.bundle.manifest import BUNDLE_NAME, Bundle, BundleFile
 from hybrid_rt.bundle.onnx_metadata import read_spec
 from hybrid_rt.bundle.validated import combination, cpu_reports

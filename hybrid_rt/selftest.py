@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import Outputs, Pixels
 from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
 from hybrid_rt.bundle.manifest import BundleFile
 from hybrid_rt.errors import HybridError
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.streaming import Outputs, Pixels
 
 #: Largest difference of a logit from PyTorch fp32 that is taken for rounding, as a share of the
 #: largest logit, where the file's certificate states no limit.

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-import types
 import typing
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from dataclasses import replace as _replace
-from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from hybrid_rt.errors import SpecError
+from hybrid_rt.serialization import from_plain, to_plain
 
 SCHEMA_VERSION = 1
 
@@ -27,8 +26,6 @@ METADATA_KEY = "hybrid_rt.spec"
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +183,7 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, strings and numbers, ready for JSON."""
-        return typing.cast("dict[str, Any]", _to_plain(self))
+        return typing.cast("dict[str, Any]", to_plain(self))
 
     def to_json(self) -> str:
         """Compact JSON text with sorted keys: equal specs give equal text."""
@@ -202,7 +199,7 @@ class ModelSpec:
                 f"schema_version is {data['schema_version']!r}; this hybrid-rt reads version "
                 f"{SCHEMA_VERSION}: export the model again or install the matching release"
             )
-        return _from_plain(cls, data, "spec")
+        return from_plain(cls, data, "spec")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelSpec:
@@ -212,78 +209,3 @@ class ModelSpec:
         except (ValueError, RecursionError) as err:
             raise SpecError(f"spec is not JSON: {err}") from err
         return cls.from_dict(data)
-
-
-def _to_plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    return value
-
-
-@cache
-def _field_types(cls: Hashable) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _from_plain(cls: type[_T], data: Any, path: str) -> _T:
-    if not isinstance(data, Mapping):
-        raise SpecError(f"{path} is {_kind(data)}; expected an object")
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(names))
-    if unknown:
-        raise SpecError(f"{path}.{unknown[0]} is unknown; known fields are {', '.join(names)}")
-    missing = [name for name in names if name not in data]
-    if missing:
-        raise SpecError(f"{path}.{missing[0]} is missing")
-    hints = _field_types(typing.cast("Hashable", cls))
-    return cls(**{n: _convert(hints[n], data[n], f"{path}.{n}") for n in names})
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """``value`` as the type ``hint`` asks for; JSON has no tuples, and writes 1.0 as 1 at times."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _from_plain(hint, value, path)
-    if origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-        raise SpecError(f"{path} is {value!r}; expected one of {', '.join(map(repr, args))}")
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(args, value, path)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise SpecError(f"{path} is {_kind(value)}; expected a list")
-        if args[-1] is not Ellipsis and len(value) != len(args):
-            raise SpecError(f"{path} has {len(value)} entries; expected {len(args)}")
-        return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise SpecError(f"{path} is {_kind(value)}; expected an object")
-        return dict(value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise SpecError(f"{path} is {value}; expected a finite number")
-        return float(value)
-    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise SpecError(f"{path} is {_kind(value)}; expected {hint.__name__}")
-
-
-def _convert_union(args: tuple[Any, ...], value: Any, path: str) -> Any:
-    if value is None and type(None) in args:
-        return None
-    options = [a for a in args if a is not type(None)]
-    for option in options:
-        # To Python 3.10 dict[str, int] is an instance of type too.
-        plain = isinstance(option, type) and typing.get_origin(option) is None
-        if plain and isinstance(value, option):
-            return _convert(option, value, path)
-    return _convert(options[0], value, path)
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"

@@ -9,12 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import Outputs, Pixels
 from hybrid_rt.errors import HybridError
-
-Pixels: TypeAlias = NDArray[np.uint8]
-Outputs: TypeAlias = dict[str, NDArray[np.float32]]
 
 #: A source with its row of the outputs, or with the error that kept it from being read.
 Result: TypeAlias = tuple[Any, "Outputs | HybridError"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends.registry import SessionOptions
+from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.errors import BackendError
 from hybrid_rt.spec import ModelSpec
 

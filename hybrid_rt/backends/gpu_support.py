@@ -129,3 +129,8 @@ def warn_once(text: str) -> None:
     if text not in _said:
         _said.add(text)
         _log.warning("%s", text)
+
+
+def onnxruntime_has_gpu() -> bool:
+    """Return whether a GPU is here and the installed onnxruntime runs on it."""
+    return onnxruntime_gpu_problem() is None

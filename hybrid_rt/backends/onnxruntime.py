@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends.gpu_support import cuda_libraries_problem, load_cuda_libraries
-from hybrid_rt.backends.registry import SessionOptions, check_interface, onnxruntime_has_gpu
+from hybrid_rt.backends.base import SessionOptions
+from hybrid_rt.backends.gpu_support import (
+    cuda_libraries_problem,
+    load_cuda_libraries,
+    onnxruntime_has_gpu,
+)
+from hybrid_rt.bundle.interface import check_interface
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.backends.openvino_cache import CompiledCache
-from hybrid_rt.backends.registry import SessionOptions, check_interface
+from hybrid_rt.bundle.interface import check_interface
 from hybrid_rt.bundle.validated import combination
 from hybrid_rt.cpu import prepare, why_unusable
 from hybrid_rt.cuda import parse_device

@@ -1,4 +1,4 @@
-"""Inference backends: one small class each behind the Session protocol.
+"""The backends by name, and which of them opens a file.
 
 ``open_session`` chooses the library from the file's suffix and from what is installed:
 
@@ -14,87 +14,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hybrid_rt.backends.gpu_support import onnxruntime_gpu_problem
-from hybrid_rt.bundle.manifest import Bundle, BundleFile
+from hybrid_rt.backends.base import Session, SessionClass, SessionOptions
+from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.spec import ModelSpec
-
-
-class Session(Protocol):
-    """An opened model file on one device.
-
-    ``run`` may be called from many threads at once.
-    """
-
-    #: The library: "onnxruntime", "openvino", "tensorrt" or "fake".
-    backend: str
-    #: Where it really runs: "cpu" or "cuda:0".
-    device: str
-    #: What really runs, in a few words, such as "CPUExecutionProvider" or "bf16, 2 streams".
-    detail: str
-    #: Names of the outputs, in the graph's order.
-    output_names: tuple[str, ...]
-
-    def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Outputs by name, the caller's to keep, for uint8 ``[batch, height, width, 3]``."""
-        ...
-
-    def close(self) -> None:
-        """Free what the library holds. May be called twice."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """What a caller may ask of a session. ``None`` leaves the choice to the backend.
-
-    ``device`` is "auto", "cpu" or "cuda:N". ``precision`` is what the library computes in where
-    the file leaves it open ("fp32" or "bf16"); by default what the file is certified for.
-    ``batch_size`` is the size batches usually have. ``mode`` "throughput" lets several calls of
-    ``run`` go side by side. ``cache`` allows compiled models to be kept on disk. ``bundle`` and
-    ``entry`` say what is known of the file; ``rebuild`` allows a plan made for another machine to
-    be built again from its source.
-    """
-
-    spec: ModelSpec
-    device: str = "auto"
-    backend: str | None = None
-    precision: str | None = None
-    threads: int | None = None
-    batch_size: int = 8
-    mode: Literal["latency", "throughput"] = "latency"
-    cache: bool = False
-    memory_limit: int | None = None  # bytes of GPU memory
-    bundle: Bundle | None = None
-    entry: BundleFile | None = None
-    rebuild: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in (None, "auto", "fp32", "bf16"):
-            raise UsageError(f"precision is {self.precision!r}; expected 'auto', 'fp32' or 'bf16'")
-        if self.mode not in ("latency", "throughput"):
-            raise UsageError(f"mode is {self.mode!r}; expected 'latency' or 'throughput'")
-        for name in ("threads", "batch_size", "memory_limit"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} is {value!r}; expected a positive integer")
-
-
-class SessionClass(Protocol):
-    """What a backend module gives: a class that opens files."""
-
-    def open(self, path: Path, options: SessionOptions) -> Session:
-        """Open a file whose digest was checked, or raise a BackendError or ModelFileError."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -180,54 +108,6 @@ def is_installed(backend: str) -> bool:
     return importlib.util.find_spec(BACKENDS[backend].library) is not None
 
 
-def check_interface(
-    path: Path,
-    spec: ModelSpec,
-    inputs: Mapping[str, tuple[str, Sequence[int | None]]],
-    outputs: Iterable[str] | Mapping[str, Sequence[int | None]],
-) -> tuple[str, ...]:
-    """The names of a graph's outputs, after its interface was compared with the contract.
-
-    ``inputs`` maps a name to its type ("uint8") and its shape, where None is a dynamic size;
-    ``outputs`` are names, or names with shapes. Raises ModelFileError.
-    """
-    size = spec.preprocess
-    expected_shape = (None, size.height, size.width, 3)
-    kind, shape = inputs.get("images", ("none", ()))
-    fits = len(shape) == 4 and all(
-        found is None or found == wanted
-        for found, wanted in zip(shape, expected_shape, strict=True)
-    )
-    if len(inputs) != 1 or kind != "uint8" or not fits:
-        found = ", ".join(f"{n} {t} {_shape(s)}" for n, (t, s) in inputs.items()) or "none"
-        raise ModelFileError(
-            f"{path} has the inputs {found[:200]}; its specification says images uint8 "
-            f"{_shape(expected_shape)}: make the file with hybrid-export"
-        )
-    names = tuple(outputs)
-    expected = [o.name for o in spec.outputs] or ["probabilities", "logits", "features"]
-    missing = [name for name in expected if name not in names]
-    if missing:
-        raise ModelFileError(
-            f"{path} has the outputs {', '.join(names)[:200] or 'none'}; its specification also "
-            f"lists {', '.join(missing)}: export the model again"
-        )
-    classes = len(spec.classes)
-    widths = {"probabilities": classes, "logits": classes, "features": spec.num_features}
-    for name, shape in outputs.items() if isinstance(outputs, Mapping) else ():
-        width = widths.get(name)
-        if width is not None and (len(shape) != 2 or shape[1] not in (None, width)):
-            raise ModelFileError(
-                f"{path} gives {name} {_shape(shape)}; its specification says "
-                f"{_shape((None, width))}: export the model again"
-            )
-    return names
-
-
-def _shape(shape: Sequence[int | None]) -> str:
-    return "[" + ",".join("batch" if size is None else str(size) for size in shape) + "]"
-
-
 def _check_backend(name: str, path: Path, device: str) -> None:
     if name not in BACKENDS:
         raise UsageError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
@@ -244,8 +124,3 @@ def _missing(names: tuple[str, ...], extra: str | None = None) -> BackendMissing
         f"{' or '.join(BACKENDS[n].library for n in names)} is not installed; run: "
         f"pip install 'hybrid-rt[{extra}]'"
     )
-
-
-def onnxruntime_has_gpu() -> bool:
-    """Return whether a GPU is here and the installed onnxruntime runs on it."""
-    return onnxruntime_gpu_problem() is None

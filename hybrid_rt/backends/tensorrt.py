@@ -12,21 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends.registry import SessionOptions
+from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.bundle.manifest import BundleFile
 from hybrid_rt.cuda import CudaDevice, Gpu, cuda_device, load_bindings, open_gpu
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.files import sha256_file
-from hybrid_rt.tensorrt.compatibility import (
-    gpu_mismatch,
-    rebuild_advice,
-    rebuild_plan,
-    version_mismatch,
-)
+from hybrid_rt.tensorrt.compatibility import gpu_mismatch, version_mismatch
 from hybrid_rt.tensorrt.context import Lane
 from hybrid_rt.tensorrt.contexts import LanePool
 from hybrid_rt.tensorrt.engine import BatchRange, PlanEngine, cut_batch, runtime_cache_path
 from hybrid_rt.tensorrt.library import LibraryName, TensorRTLibrary, load_tensorrt, title
+from hybrid_rt.tensorrt.rebuild import rebuild_advice, rebuild_plan
 
 #: Callers that run at the same time; more wait for their turn. Each lane has its own memory.
 MOST_LANES = 4

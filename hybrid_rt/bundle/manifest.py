@@ -17,7 +17,8 @@ from typing import Any, Literal
 from hybrid_rt.bundle.golden import GoldenImages
 from hybrid_rt.errors import DigestError, ModelFileError, SpecError
 from hybrid_rt.files import atomic_path, sha256_file
-from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+from hybrid_rt.serialization import from_plain, to_plain
+from hybrid_rt.spec import ModelSpec
 
 __all__ = [
     "BUNDLE_NAME",
@@ -153,11 +154,11 @@ class Bundle:
         spec = ModelSpec.from_dict(data["spec"])
         try:
             files = {
-                str(name): _from_plain(BundleFile, entry, f"files[{str(name)[:60]!r}]")
+                str(name): from_plain(BundleFile, entry, f"files[{str(name)[:60]!r}]")
                 for name, entry in data["files"].items()
             }
             golden = data["golden"]
-            golden = None if golden is None else _from_plain(Golden, golden, "golden")
+            golden = None if golden is None else from_plain(Golden, golden, "golden")
         except SpecError as err:
             raise ModelFileError(str(err)) from err
         return cls(spec=spec, files=files, golden=golden, folder=folder)
@@ -167,8 +168,8 @@ class Bundle:
         return {
             "bundle_version": BUNDLE_VERSION,
             "spec": self.spec.to_dict(),
-            "files": {name: _to_plain(entry) for name, entry in self.files.items()},
-            "golden": None if self.golden is None else _to_plain(self.golden),
+            "files": {name: to_plain(entry) for name, entry in self.files.items()},
+            "golden": None if self.golden is None else to_plain(self.golden),
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import Outputs
 from hybrid_rt.errors import ModelFileError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.results.prediction import Prediction
 from hybrid_rt.spec import Preprocess
-from hybrid_rt.streaming import Outputs
 
 if TYPE_CHECKING:
     from PIL import Image

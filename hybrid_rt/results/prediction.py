@@ -1,4 +1,4 @@
-"""Prediction: the answer for one picture, and Predictions: the answers for many."""
+"""Prediction: the answer for one picture."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import base64
 import contextlib
 import html
 import io
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.errors import HybridError, ModelFileError
-from hybrid_rt.results.writers import csv_lines, jsonl_lines, to_html, to_row, write_text
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.conformal import CoverageRule
 from hybrid_rt.uncertainty.decision import Decision, Rules
@@ -176,65 +174,6 @@ class PredictionError:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"source": self.source, "error": str(self.error)}
-
-
-class Predictions(Sequence[Prediction]):
-    """The answers for many pictures, in their order. Behaves like a list; writes tables."""
-
-    def __init__(self, items: Sequence[Prediction]) -> None:
-        self._items = list(items)
-
-    @overload
-    def __getitem__(self, index: int) -> Prediction: ...
-    @overload
-    def __getitem__(self, index: slice) -> Predictions: ...
-    def __getitem__(self, index: int | slice) -> Prediction | Predictions:
-        if isinstance(index, slice):
-            return Predictions(self._items[index])
-        return self._items[index]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Prediction]:
-        return iter(self._items)
-
-    def __repr__(self) -> str:
-        shown = ", ".join(p.headline for p in self._items[:5])
-        more = f", … {len(self) - 5} more" if len(self) > 5 else ""
-        return f"Predictions([{shown}{more}])"
-
-    @property
-    def labels(self) -> list[str | None]:
-        """The most probable class of each picture; None where the model abstained."""
-        return [p.label for p in self._items]
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Float32 ``[pictures, classes]``."""
-        return np.array([list(p.probabilities.values()) for p in self._items], np.float32)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """Float32 ``[pictures, classes]``, before temperature and softmax."""
-        return np.array([p.logits for p in self._items], np.float32)
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """CSV text with a header; also written to ``path``, whole or not at all."""
-        return write_text(csv_lines(self._items), path)
-
-    def to_jsonl(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One JSON object a line; also written to ``path``, whole or not at all."""
-        return write_text(jsonl_lines(self._items), path)
-
-    def to_pandas(self) -> Any:
-        """A pandas DataFrame with the columns of to_csv."""
-        import pandas
-
-        return pandas.DataFrame([to_row(p) for p in self._items])
-
-    def _repr_html_(self) -> str:
-        return to_html(self._items)
 
 
 def _data_url(picture: Callable[[], Image.Image]) -> str:

@@ -12,13 +12,11 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hybrid_rt.files import atomic_path
+from hybrid_rt.results.prediction import Prediction, PredictionError
 from hybrid_rt.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from hybrid_rt.results.prediction import Prediction, PredictionError
 
 #: Columns that rows have only where they were asked for or the model can give them.
 OPTIONAL = ("decision", "label_set", "novelty", "foreign")
@@ -31,8 +29,6 @@ def to_row(item: Prediction | PredictionError) -> dict[str, Any]:
 
     The labels of a set are joined by " | ". Label and probability of an abstention are None.
     """
-    from hybrid_rt.results.prediction import PredictionError
-
     if isinstance(item, PredictionError):
         return item.to_dict()
     row: dict[str, Any] = {
@@ -137,8 +133,6 @@ def to_html(items: Sequence[Prediction | PredictionError], limit: int = 100) -> 
 
 
 def _text_row(item: Prediction | PredictionError) -> dict[str, str]:
-    from hybrid_rt.results.prediction import PredictionError
-
     if isinstance(item, PredictionError):
         message = str(item.error).removeprefix(f"{item.source}: ")
         return {"image": item.source, "label": "error", "error": message}

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_rt.backends.registry import check_interface
+from hybrid_rt.bundle.interface import check_interface
 from hybrid_rt.errors import BackendError, ModelFileError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.tensorrt.builder.layer_types import dtype_name
 from hybrid_rt.tensorrt.context import Tensor
-from hybrid_rt.tensorrt.library import TensorRTLibrary
+from hybrid_rt.tensorrt.library import TensorRTLibrary, dtype_name
 
 #: TensorRT keeps the first logger it is given for the whole process, so there is one of ours.
 _logs: dict[str, RuntimeLog] = {}

@@ -46,6 +46,19 @@ _HOW_TO_GET: dict[LibraryName, str] = {
 }
 
 
+_NAMES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
 @dataclass(frozen=True)
 class TensorRTLibrary:
     """A loaded TensorRT: its module and what differs between the generations."""
@@ -234,3 +247,9 @@ def _is_loaded(soname: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def dtype_name(dtype: Any) -> str:
+    """ONNX's and NumPy's name of a TensorRT DataType, such as "float16" for HALF."""
+    text = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+    return _NAMES.get(text, text.lower())

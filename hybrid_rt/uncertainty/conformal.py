@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from hybrid_rt.errors import ModelFileError, SpecError, UsageError
-from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+from hybrid_rt.serialization import from_plain, to_plain
+from hybrid_rt.spec import ModelSpec
 
 #: Where the calibration data lie in ModelSpec.extras.
 EXTRAS_KEY = "conformal"
@@ -150,9 +151,9 @@ class Conformal:
             raise SpecError(f"{path}.groups is {groups!r}; expected a positive number or null")
         return cls(
             labels=spec.classes,
-            pictures=_from_plain(RankTable, data["pictures"], f"{path}.pictures"),
+            pictures=from_plain(RankTable, data["pictures"], f"{path}.pictures"),
             classes={
-                name: _from_plain(RankTable, tables[name], f"{path}.classes[{name!r}]")
+                name: from_plain(RankTable, tables[name], f"{path}.classes[{name!r}]")
                 for name in (spec.classes if tables else ())
             },
             groups=groups,
@@ -161,7 +162,7 @@ class Conformal:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values for ``spec.extras["conformal"]``."""
-        return {name: _to_plain(getattr(self, name)) for name in _FIELDS}
+        return {name: to_plain(getattr(self, name)) for name in _FIELDS}
 
     def rule(self, coverage: float, by: By = "class") -> CoverageRule:
         """Thresholds for a coverage between 0 and 1; by class, each class has that coverage.

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import DigestError, ModelFileError, SpecError
 from hybrid_rt.files import atomic_path, sha256_bytes
-from hybrid_rt.spec import ModelSpec, _from_plain, _to_plain
+from hybrid_rt.serialization import from_plain, to_plain
+from hybrid_rt.spec import ModelSpec
 
 #: Where the entry lies in ModelSpec.extras, and the file beside checkpoint and model.
 EXTRAS_KEY = "novelty"
@@ -62,11 +63,11 @@ class NoveltyEntry:
     def of(cls, spec: ModelSpec) -> NoveltyEntry | None:
         """A spec's entry, or None where it has none. Raises SpecError for nonsense."""
         data = spec.extras.get(EXTRAS_KEY)
-        return None if data is None else _from_plain(cls, data, f"extras.{EXTRAS_KEY}")
+        return None if data is None else from_plain(cls, data, f"extras.{EXTRAS_KEY}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values for ``spec.extras["novelty"]``."""
-        return dict(_to_plain(self))
+        return dict(to_plain(self))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

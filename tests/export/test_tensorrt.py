@@ -95,7 +95,8 @@ def test_torch_and_tensorrt_rtx_load_in_one_process(tmp_path):
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     code = f"""
 import torch
-from hybrid_rt.tensorrt.builder.worker import BuildRequest, build
+from hybrid_rt.tensorrt.builder.config import BuildRequest
+from hybrid_rt.tensorrt.builder.worker import build
 from hybrid_rt.tensorrt.library import load_tensorrt
 request = BuildRequest(onnx_path={str(onnx)!r}, plan_path={str(tmp_path / "model.plan")!r},
                        library="tensorrt_rtx", compute_capabilities=["8.9"])

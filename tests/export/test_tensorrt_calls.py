@@ -9,8 +9,9 @@ from typed_onnx import write_typed_onnx
 
 from hybrid_export.receipt import graph_receipt
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
+from hybrid_rt.tensorrt.builder.config import BuildRequest
 from hybrid_rt.tensorrt.builder.layer_types import engine_layers
-from hybrid_rt.tensorrt.builder.worker import BuildRequest, build
+from hybrid_rt.tensorrt.builder.worker import build
 from hybrid_rt.tensorrt.library import TensorRTLibrary, load_tensorrt
 
 

@@ -13,7 +13,7 @@ import pytest
 from gpu_bundle import export_hybrid
 
 from hybrid_rt import HybridEngine
-from hybrid_rt.backends.registry import SessionOptions
+from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.backends.tensorrt import open_trt
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.cuda import cuda_device

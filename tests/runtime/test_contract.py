@@ -9,8 +9,9 @@ import pytest
 from certificates import certificate
 
 from hybrid_rt import HybridEngine
+from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu
 from hybrid_rt.backends.openvino import OpenVinoSession
-from hybrid_rt.backends.registry import is_installed, onnxruntime_has_gpu
+from hybrid_rt.backends.registry import is_installed
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.bundle.validated import cpu_reports
 from hybrid_rt.cpu import why_unusable

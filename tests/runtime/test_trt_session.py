@@ -14,7 +14,8 @@ from fake_tensorrt import VERSIONS, expected, plan_bytes
 from tiny_onnx import tiny_spec, write_tiny_onnx
 
 from hybrid_rt import HybridEngine
-from hybrid_rt.backends.registry import SessionOptions, open_session
+from hybrid_rt.backends.base import SessionOptions
+from hybrid_rt.backends.registry import open_session
 from hybrid_rt.backends.tensorrt import MOST_LANES, open_trt
 from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 from hybrid_rt.cuda import CudaGraph
@@ -452,7 +453,7 @@ def asked(machine10, monkeypatch):
         facts = {"library": "tensorrt", "version": "10.3.0", "compute_capability": "8.9"}
         return BuiltPlan(plan, facts | {"max_batch": 8}, {"weight_share": {"float32": 1.0}}, "")
 
-    monkeypatch.setattr("hybrid_rt.tensorrt.compatibility.build_plan", build)
+    monkeypatch.setattr("hybrid_rt.tensorrt.builder.build_engine.build_plan", build)
     return asked
 
 

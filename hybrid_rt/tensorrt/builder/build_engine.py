@@ -22,7 +22,7 @@ import hybrid_rt.errors
 from hybrid_rt.cuda import cuda_device, driver_problem
 from hybrid_rt.errors import BackendError, BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.files import atomic_path
-from hybrid_rt.tensorrt.builder.worker import BuildRequest
+from hybrid_rt.tensorrt.builder.config import BuildRequest
 from hybrid_rt.tensorrt.library import (
     LibraryName,
     compute_capability_text,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hybrid_rt.errors import BackendError
-from hybrid_rt.tensorrt.library import TensorRTLibrary
+from hybrid_rt.tensorrt.library import TensorRTLibrary, dtype_name
 
 #: Bytes of one element, by ONNX's and NumPy's names of the types.
 ITEM_BYTES = {
@@ -31,17 +31,6 @@ ITEM_BYTES = {
 }
 _FLOAT_TYPES = ("float32", "float16", "bfloat16", "float8")
 
-_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
 
 #: How the engine inspector writes types, in the order to look for them.
 _INSPECTED = (
@@ -56,12 +45,6 @@ _KERNEL_CLASSES = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconv
 
 #: Layers that have no arithmetic of their own, whose types follow from their own fields.
 _UNCONSTRAINED = {"CONSTANT", "CAST", "IDENTITY", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"}
-
-
-def dtype_name(dtype: Any) -> str:
-    """ONNX's and NumPy's name of a TensorRT DataType, such as "float16" for HALF."""
-    text = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
-    return _NAMES.get(text, text.lower())
 
 
 def network_layers(network: Any) -> Iterator[Any]:

@@ -12,12 +12,12 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hybrid_rt.cuda import cuda_device
-from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
+from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
+from hybrid_rt.tensorrt.builder.config import BuildRequest, add_profile, configure
 from hybrid_rt.tensorrt.builder.layer_types import constrain_types, engine_layers, network_receipt
 from hybrid_rt.tensorrt.builder.progress import Emit, make_monitor
 from hybrid_rt.tensorrt.library import TensorRTLibrary, load_tensorrt
@@ -26,22 +26,6 @@ _NEWEST_OPSET_OF_8 = 17
 
 #: Severities of TensorRT's log, by number; VERBOSE (4) is not kept.
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
-
-
-@dataclass(kw_only=True)
-class BuildRequest:
-    """What to build. ``compute_capabilities`` ("8.9") is empty for this machine's first GPU."""
-
-    onnx_path: str
-    plan_path: str
-    library: str
-    compute_capabilities: list[str] = field(default_factory=list)
-    max_batch: int = 8
-    opt_batch: int = 8
-    workspace_bytes: int | None = None
-    timing_cache: str | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
 
 
 def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[str, Any]:
@@ -58,8 +42,8 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
     _parse(trt, network, logger, request.onnx_path, log)
     _check_opset(library, log, request.onnx_path)
     config = builder.create_builder_config()
-    _configure(library, config, request)
-    max_batch = _add_profile(builder, network, config, request)
+    configure(library, config, request)
+    max_batch = add_profile(builder, network, config, request)
     told = constrain_types(library, network, config)
     if told:
         log.add(3, f"{told} layers held to the types of the ONNX graph")
@@ -178,63 +162,6 @@ def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
         f"{onnx_path} is opset {log.opset}; {library.label} reads {_NEWEST_OPSET_OF_8} at most: "
         f"export again with --opset {_NEWEST_OPSET_OF_8}"
     )
-
-
-def _configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> None:
-    trt = library.module
-    if request.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
-    # FP32 in the graph means FP32: TF32 keeps 10 bits of mantissa.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    # One more stream, so that the ViT and the CNN can run at the same time.
-    config.max_aux_streams = 1
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if not library.strongly_typed and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
-        # TensorRT 8.6 lends a profile to one execution context only unless it is told; 10 does not.
-        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
-    if request.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if request.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if library.ahead_of_time and not request.compute_capabilities:
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.CURRENT, 0)
-    if request.compute_capabilities:
-        known = library.known_capabilities
-        config.num_compute_capabilities = len(request.compute_capabilities)
-        for index, capability in enumerate(request.compute_capabilities):
-            if capability not in known:
-                raise UsageError(
-                    f"{library.label} cannot build for compute capability {capability}; it knows "
-                    f"{', '.join(known)}"
-                )
-            if not config.set_compute_capability(known[capability], index):
-                raise BackendError(
-                    f"{library.label} refuses the compute capabilities "
-                    f"{', '.join(request.compute_capabilities)}; build one plan for each"
-                )
-
-
-def _add_profile(builder: Any, network: Any, config: Any, request: BuildRequest) -> int:
-    """One optimization profile, batch 1 to max; returns the largest batch."""
-    if network.num_inputs != 1:
-        raise ModelFileError(
-            f"{request.onnx_path} has {network.num_inputs} inputs; expected one, images"
-        )
-    images = network.get_input(0)
-    shape = tuple(int(size) for size in images.shape)
-    if shape[0] != -1:
-        return shape[0]  # the batch is fixed in the graph
-    if -1 in shape[1:]:
-        raise ModelFileError(
-            f"{request.onnx_path} has an input of shape {shape}; expected only the batch dynamic"
-        )
-    profile = builder.create_optimization_profile()
-    low, middle, high = ((size, *shape[1:]) for size in (1, request.opt_batch, request.max_batch))
-    profile.set_shape(images.name, low, middle, high)
-    if config.add_optimization_profile(profile) < 0:
-        raise BackendError(f"TensorRT refuses the batch sizes 1, {middle[0]} and {high[0]}")
-    return request.max_batch
 
 
 def _load_timing_cache(
