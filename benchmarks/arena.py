@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.rows import CUDA, EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME
 from benchmarks.worker import PeerError, Worker
-from hybrid_export.limits import LIMITS
+from hybrid_export.parity.tolerances import LIMITS
 
 
 @dataclass

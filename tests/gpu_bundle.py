@@ -2,8 +2,8 @@
 
 from tiny_hybrid import write_pictures
 
+from hybrid_export.artifacts.tensorrt import why_no_plan
 from hybrid_export.options import ExportOptions
-from hybrid_export.plans import why_no_plan
 from hybrid_rt.cuda import cuda_device
 from hybrid_rt.tensorrt.library import installed_libraries
 

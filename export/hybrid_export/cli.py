@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     if args.int8:  # before PyTorch is imported, which takes seconds
-        from hybrid_export.verification import check_calibration
+        from hybrid_export.parity.dataset import check_calibration
 
         check_calibration(args.checkpoint, args.calibrate)
     from hybrid_export.options import ExportOptions

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hybrid_export.onnx_file import DEFAULT_OPSET, check_opset
-from hybrid_export.verification import DEFAULT_LIMIT
+from hybrid_export.onnx_graph.convert import DEFAULT_OPSET, check_opset
+from hybrid_export.parity.dataset import DEFAULT_LIMIT
 from hybrid_rt.errors import UsageError
 
 #: Images a call; a full-size batch of this size takes some 25 GB of activations on a GPU.

@@ -10,29 +10,29 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hybrid_export.companions import companions, take_novelty, write_card
-from hybrid_export.graph import DeploymentGraph
-from hybrid_export.int8 import write_int8
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.job import Job, Say
-from hybrid_export.ladder import attempts
-from hybrid_export.limits import PrecisionName
-from hybrid_export.onnx_file import save, to_onnx
+from hybrid_export.artifacts.onnx_int8 import write_int8
+from hybrid_export.artifacts.tensorrt import build, plan_requests, why_no_plan
+from hybrid_export.artifacts.triton import write_repository
+from hybrid_export.bundle.sidecars import companions, take_novelty, write_card
+from hybrid_export.bundle.staging import publish, staging
+from hybrid_export.network.deployment import DeploymentGraph
+from hybrid_export.onnx_graph.convert import save, to_onnx
+from hybrid_export.onnx_graph.dtype_report import SMALLEST_SHARE, WEIGHT_TYPES, graph_receipt
+from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.options import ExportOptions
-from hybrid_export.parity import Reference
-from hybrid_export.plans import build, plan_requests, why_no_plan
-from hybrid_export.precision import HalfName, to_half
-from hybrid_export.receipt import SMALLEST_SHARE, WEIGHT_TYPES, graph_receipt
-from hybrid_export.runners import pytorch, session
-from hybrid_export.staging import publish, staging
-from hybrid_export.triton import write_repository
-from hybrid_export.verification import (
+from hybrid_export.parity.compare import Reference
+from hybrid_export.parity.dataset import (
     VerificationSet,
     builtin_images,
     check_calibration,
     chosen_images,
     golden_images,
 )
+from hybrid_export.parity.tolerances import PrecisionName
+from hybrid_export.precision.fallback import attempts
+from hybrid_export.precision.half import HalfName, to_half
+from hybrid_export.runners import pytorch, session
+from hybrid_export.state import Job, Say
 from hybrid_rt.bundle.manifest import GOLDEN_NAME, BuiltFor, Bundle, Golden
 from hybrid_rt.errors import CheckpointError, ParityError
 from hybrid_rt.files import sha256_file

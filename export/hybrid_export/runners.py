@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hybrid_export.heatmap_reference import heatmaps
+from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_rt.backends.registry import open_session
 from hybrid_rt.errors import BackendMissingError
 from hybrid_rt.spec import ModelSpec

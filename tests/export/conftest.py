@@ -8,8 +8,8 @@ import pytest
 from tiny_hybrid import make_model, write_pictures
 
 from hybrid_export import pipeline
-from hybrid_export.graph import DeploymentGraph
-from hybrid_export.onnx_file import load, save, to_onnx
+from hybrid_export.network.deployment import DeploymentGraph
+from hybrid_export.onnx_graph.convert import load, save, to_onnx
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.model import HybridClassifier

@@ -11,12 +11,12 @@ import pytest
 from tiny_hybrid import make_model
 
 from hybrid_export import pipeline
-from hybrid_export.card import CARD_MARK, model_card
+from hybrid_export.bundle.sidecars import take_novelty
 from hybrid_export.cli import main
-from hybrid_export.companions import take_novelty
-from hybrid_export.onnx_file import load
-from hybrid_export.record import Record, read_record
-from hybrid_export.subgroups import subgroup_rows
+from hybrid_export.model_card.card import CARD_MARK, model_card
+from hybrid_export.model_card.run_record import Record, read_record
+from hybrid_export.model_card.subgroups import subgroup_rows
+from hybrid_export.onnx_graph.convert import load
 from hybrid_rt import DigestError, HybridEngine
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.spec import OperatingPoint

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from tiny_hybrid import enliven
 
+from hybrid_export.artifacts.tensorrt import why_no_tensorrt
 from hybrid_export.cli import main
-from hybrid_export.heatmap_reference import heatmaps
+from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_export.runners import pytorch, session
-from hybrid_export.tensorrt import why_no_tensorrt
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
 from hybrid_train.checkpoint import save_checkpoint

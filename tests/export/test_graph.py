@@ -10,9 +10,9 @@ from timm.models import VisionTransformer
 from tiny_hybrid import make_model
 from torch import nn
 
-from hybrid_export.fold import fold_batch_norms
-from hybrid_export.graph import DeployedCnn, DeploymentGraph, PlainViT, deployed_vit
-from hybrid_export.vit import DeployedViT, is_standard
+from hybrid_export.network.deployment import DeployedCnn, DeploymentGraph, PlainViT, deployed_vit
+from hybrid_export.network.fold_batchnorm import fold_batch_norms
+from hybrid_export.network.vit import DeployedViT, is_standard
 
 
 def images(count: int, size: int = 48) -> torch.Tensor:

@@ -14,14 +14,15 @@ import pytest
 from onnx import numpy_helper
 from tiny_hybrid import write_pictures
 
-from hybrid_export import int8, job, pipeline
-from hybrid_export.calibration import measure_ranges
+from hybrid_export import pipeline, state
+from hybrid_export.artifacts import onnx_int8
 from hybrid_export.cli import main
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.ladder import nodes_of
-from hybrid_export.limits import LIMITS
-from hybrid_export.onnx_file import load
-from hybrid_export.quantize import layers, quantize
+from hybrid_export.onnx_graph.convert import load
+from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.parity.tolerances import LIMITS
+from hybrid_export.precision.activation_ranges import measure_ranges
+from hybrid_export.precision.fallback import nodes_of
+from hybrid_export.precision.quantize import layers, quantize
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.cpu import why_unusable
@@ -139,14 +140,14 @@ def test_bf16_that_fails_costs_the_file_nothing(
 ):
     need_bf16()
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")
-    genuine = job.certify
+    genuine = state.certify
 
     def strict(runner, reference, spec, limits, **options):
         if "bf16" in runner.detail:
             limits = replace(limits, logits_max_abs=1e-7)
         return genuine(runner, reference, spec, limits, **options)
 
-    monkeypatch.setattr(job, "certify", strict)
+    monkeypatch.setattr(state, "certify", strict)
     assert export(checkpoint, pictures, tmp_path) == 0
     assert "model.int8.onnx: not validated with the bf16 hint: logits" in capsys.readouterr().out
     assert Bundle.load(tmp_path).files["model.int8.onnx"].certified
@@ -157,11 +158,13 @@ def test_bf16_that_fails_costs_the_file_nothing(
 
 def test_attempts_leave_out_the_worst_modules_first(calibrated):
     model, ranges, pixels = calibrated
-    attempts = list(int8.attempts(model, ranges, pixels))
+    attempts = list(onnx_int8.attempts(model, ranges, pixels))
     assert len(attempts) >= 3
     sizes = [len(attempt.nodes) for attempt in attempts]
     assert sizes == sorted(sizes, reverse=True)
-    ranked = [u for u, _ in int8.sensitivity(model, ranges, int8.candidates(model), pixels)]
+    ranked = [
+        u for u, _ in onnx_int8.sensitivity(model, ranges, onnx_int8.candidates(model), pixels)
+    ]
     left_out = attempts[1].kept[len(attempts[0].kept) :]
     assert left_out == (ranked[0],)
     assert not attempts[1].nodes & nodes_of(model, ranked[0])
@@ -170,13 +173,13 @@ def test_attempts_leave_out_the_worst_modules_first(calibrated):
 def test_a_module_with_an_outlier_is_found_sensitive(calibrated):
     """One activation a thousand times the others makes their steps coarse."""
     model, ranges, pixels = calibrated
-    chosen = int8.candidates(model)
+    chosen = onnx_int8.candidates(model)
     victim = next(layer for layer in layers(model) if layer.node.name in chosen)
     name = victim.activation
     spoiled = replace(ranges, largest={**ranges.largest, name: 1e3 * ranges.largest[name]})
-    worst, moved = int8.sensitivity(model, spoiled, chosen, pixels)[0]
+    worst, moved = onnx_int8.sensitivity(model, spoiled, chosen, pixels)[0]
     assert victim.node.name in nodes_of(model, worst)
-    assert moved > 2 * dict(int8.sensitivity(model, ranges, chosen, pixels))[worst]
+    assert moved > 2 * dict(onnx_int8.sensitivity(model, ranges, chosen, pixels))[worst]
 
 
 def test_quantizing_nothing_changes_nothing(calibrated):
@@ -188,7 +191,7 @@ def test_quantizing_nothing_changes_nothing(calibrated):
 def test_nothing_is_written_where_no_attempt_passes(
     traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
 ):
-    monkeypatch.setitem(job.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
+    monkeypatch.setitem(state.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
     assert export(checkpoint, pictures, tmp_path) == 1
     captured = capsys.readouterr()
     line = f"INT8 on 12 images of {pictures}; it is validated on 12 of them too"

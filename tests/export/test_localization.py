@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from hybrid_export.cli import main as export
-from hybrid_export.localization import STEPS, Curves, curves, lesion_rows, main, steps
-from hybrid_export.localization_page import outline, overlay
-from hybrid_export.pointing import dilated, hottest, point_at, wilson
+from hybrid_export.localization.__main__ import main
+from hybrid_export.localization.measure import STEPS, Curves, curves, lesion_rows, steps
+from hybrid_export.localization.page import outline, overlay
+from hybrid_export.localization.pointing import dilated, hottest, point_at, wilson
 from hybrid_rt.results.explanation import Explanation
 from hybrid_rt.results.prediction import Prediction
 from hybrid_rt.spec import Preprocess

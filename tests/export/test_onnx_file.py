@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from hybrid_export import onnx_file
-from hybrid_export.graph import DeploymentGraph
-from hybrid_export.onnx_file import load, save, to_onnx
+from hybrid_export.network.deployment import DeploymentGraph
+from hybrid_export.onnx_graph import convert
+from hybrid_export.onnx_graph.convert import load, save, to_onnx
 from hybrid_export.runners import pytorch, session
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
@@ -90,7 +90,7 @@ def test_opset_out_of_range(tiny, opset):
 
 
 def test_weights_beyond_two_gigabytes(tiny, monkeypatch):
-    monkeypatch.setattr(onnx_file, "_MAX_BYTES", 1 << 16)
+    monkeypatch.setattr(convert, "_MAX_BYTES", 1 << 16)
     with pytest.raises(ExportError, match=r"one ONNX file holds 2 GiB at most: choose smaller"):
         to_onnx(DeploymentGraph(*tiny), tiny[1])
 

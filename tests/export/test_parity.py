@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from hybrid_export.limits import LIMITS
-from hybrid_export.measures import auroc, logit_scale, one_pair, top1_flips
-from hybrid_export.onnx_file import load, save
-from hybrid_export.parity import Reference, certify
+from hybrid_export.onnx_graph.convert import load, save
+from hybrid_export.parity.compare import Reference, certify
+from hybrid_export.parity.dataset import load_verification
+from hybrid_export.parity.metrics import auroc, logit_scale, one_pair, top1_flips
+from hybrid_export.parity.tolerances import LIMITS
 from hybrid_export.runners import Runner, pytorch, session
-from hybrid_export.verification import load_verification
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ import torch
 from onnx import numpy_helper
 from tiny_hybrid import make_model
 
-from hybrid_export import pipeline, staging
+from hybrid_export import pipeline
+from hybrid_export.bundle import staging
 from hybrid_export.cli import main
-from hybrid_export.limits import LIMITS
-from hybrid_export.onnx_file import load
+from hybrid_export.onnx_graph.convert import load
+from hybrid_export.parity.tolerances import LIMITS
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.bundle.validated import cpu_reports
@@ -266,7 +267,7 @@ _INTERRUPTED = """
 import signal, sys, time
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from hybrid_export.staging import staging
+from hybrid_export.bundle.staging import staging
 with staging(Path(sys.argv[1])) as folder:
     (folder / "model.onnx").write_bytes(b"half")
     print("ready", flush=True)

@@ -8,13 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from hybrid_export.graph import DeploymentGraph
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.ladder import attempts, nodes_of, out_of_range, sensitivity, units
-from hybrid_export.layers import compare_layers, describe_layers
-from hybrid_export.onnx_file import load, save
-from hybrid_export.precision import SENSITIVE_OPERATORS, residual_additions, to_half
-from hybrid_export.receipt import graph_receipt
+from hybrid_export.network.deployment import DeploymentGraph
+from hybrid_export.onnx_graph.convert import load, save
+from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.parity.layer_diff import compare_layers, describe_layers
+from hybrid_export.precision.fallback import attempts, nodes_of, out_of_range, sensitivity, units
+from hybrid_export.precision.half import SENSITIVE_OPERATORS, residual_additions, to_half
 from hybrid_export.runners import session
 from hybrid_rt.errors import ExportError
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typed_onnx import write_typed_onnx
 
-from hybrid_export.receipt import check_receipt, graph_receipt
+from hybrid_export.onnx_graph.dtype_report import check_receipt, graph_receipt
 from hybrid_rt.errors import ExportError, ModelFileError
 
 WEIGHTS = 16 * 3 * 4 * 4 + 16 + 16 + 16 + 16 * 2  # kernel, bias, gain, shift, weight

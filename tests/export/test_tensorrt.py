@@ -10,10 +10,9 @@ import pytest
 from fake_cuda import FakeCuda
 from typed_onnx import write_typed_onnx
 
+from hybrid_export.artifacts.tensorrt import build_plan, why_no_plan, why_no_tensorrt
+from hybrid_export.onnx_graph.dtype_report import check_receipt, graph_receipt
 from hybrid_export.options import ExportOptions
-from hybrid_export.plans import why_no_plan
-from hybrid_export.receipt import check_receipt, graph_receipt
-from hybrid_export.tensorrt import build_plan, why_no_tensorrt
 from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import (
     BackendMissingError,

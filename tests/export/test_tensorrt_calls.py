@@ -7,7 +7,7 @@ from fake_machine import FakeMachine
 from fake_tensorrt import API, VERSIONS, checked_class, fake_tensorrt
 from typed_onnx import write_typed_onnx
 
-from hybrid_export.receipt import graph_receipt
+from hybrid_export.onnx_graph.dtype_report import graph_receipt
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.tensorrt.builder.config import BuildRequest
 from hybrid_rt.tensorrt.builder.layer_types import engine_layers

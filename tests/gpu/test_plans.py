@@ -44,10 +44,10 @@ def open_plan(folder, *, graphs=True):
 
 def certify_plan(folder, model):
     """The plan's own certificate, measured on this GPU."""
-    from hybrid_export.limits import LIMITS
-    from hybrid_export.parity import Reference, certify
+    from hybrid_export.parity.compare import Reference, certify
+    from hybrid_export.parity.dataset import load_verification
+    from hybrid_export.parity.tolerances import LIMITS
     from hybrid_export.runners import Runner, pytorch
-    from hybrid_export.verification import load_verification
 
     spec, session = open_plan(folder)
     images = load_verification(str(folder.parent / "pictures"), spec, limit=24)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hybrid_export.graph import DeploymentGraph
-from hybrid_export.layers import describe_layers
-from hybrid_export.limits import LIMITS, PrecisionName
+from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.options import ExportOptions
-from hybrid_export.parity import Certificate, Reference, certify
+from hybrid_export.parity.compare import Certificate, Reference, certify
+from hybrid_export.parity.layer_diff import describe_layers
+from hybrid_export.parity.tolerances import LIMITS, PrecisionName
 from hybrid_export.runners import Runner, session
 from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
 from hybrid_rt.errors import BackendMissingError, DeviceError

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybrid_export.graph import INPUT_NAME
+from hybrid_export.network.deployment import INPUT_NAME
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.spec import ModelSpec

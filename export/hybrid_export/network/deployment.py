@@ -15,9 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hybrid_export.explain import HEATMAP_NAMES, CnnHeatmap, ExplainedHead, VitHeatmap
-from hybrid_export.fold import fold_batch_norms
-from hybrid_export.vit import DeployedViT, is_standard
+from hybrid_export.network.fold_batchnorm import fold_batch_norms
+from hybrid_export.network.saliency import HEATMAP_NAMES, CnnHeatmap, ExplainedHead, VitHeatmap
+from hybrid_export.network.vit import DeployedViT, is_standard
 from hybrid_rt.errors import ExportError
 from hybrid_rt.spec import Branch, ModelSpec, Output
 from hybrid_train.model import HybridClassifier
@@ -31,7 +31,7 @@ _FOLD_TOLERANCE = 1e-4
 class DeploymentGraph(nn.Module):
     """uint8 images ``[batch, height, width, 3]`` to probabilities, logits and features, float32.
 
-    With ``explain`` also to the heatmaps of ``hybrid_export.explain``. The model is not changed.
+    With ``explain`` also to the heatmaps of ``network.saliency``. The model is not changed.
     Raises ExportError where folding changes what a branch answers, or where a backbone is of a
     kind that cannot be explained.
     """

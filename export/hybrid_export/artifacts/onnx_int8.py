@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_export.calibration import Ranges, measure_ranges
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.job import Job
-from hybrid_export.ladder import Attempt, nodes_of, units
-from hybrid_export.onnx_file import save
-from hybrid_export.precision import in_module
-from hybrid_export.quantize import layers, quantize
-from hybrid_export.receipt import graph_receipt
+from hybrid_export.onnx_graph.convert import save
+from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.parity.dataset import chosen_images
+from hybrid_export.precision.activation_ranges import Ranges, measure_ranges
+from hybrid_export.precision.fallback import Attempt, nodes_of, units
+from hybrid_export.precision.half import in_module
+from hybrid_export.precision.quantize import layers, quantize
 from hybrid_export.runners import session
-from hybrid_export.verification import chosen_images
+from hybrid_export.state import Job
 from hybrid_rt.bundle.golden import pixels_digest
 from hybrid_rt.errors import ExportError
 

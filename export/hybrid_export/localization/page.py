@@ -15,7 +15,7 @@ from hybrid_train.plots import COLOURS, GREY, canvas, legend, svg
 from hybrid_train.report import LIMITS, STYLE, esc, figures, rows_table
 
 if TYPE_CHECKING:
-    from hybrid_export.localization import Localization
+    from hybrid_export.localization.measure import Localization
     from hybrid_rt.results.explanation import Explanation
 
 _SHOWN = 12  # pictures

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.precision import HalfName, in_module, residual_additions, scope, to_half
+from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.precision.half import HalfName, in_module, residual_additions, scope, to_half
 
 #: Values of a quarter of FP16's largest number leave no room for images that are unlike these.
 _RANGE = {"fp16": 65504 / 4, "bf16": float("inf")}

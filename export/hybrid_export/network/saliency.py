@@ -21,7 +21,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hybrid_export.vit import ClassTokenBlock, ClassTokenTrace, DeployedViT
+from hybrid_export.network.vit import ClassTokenBlock, ClassTokenTrace, DeployedViT
 from hybrid_rt.errors import ExportError
 
 HEATMAP_NAMES = ("heatmap_vit", "heatmap_cnn")

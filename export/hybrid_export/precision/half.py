@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hybrid_export.onnx_file import axes_inputs, prune
+from hybrid_export.onnx_graph.convert import axes_inputs, prune
 
 HalfName = Literal["fp16", "bf16"]
 
@@ -252,7 +252,7 @@ def _last_layer(graph: Any) -> set[str]:
 
 
 def _gradient_arithmetic(graph: Any) -> set[str]:
-    """Nodes of the heatmaps (hybrid_export.explain) but for large products with weights.
+    """Nodes of the heatmaps (hybrid_export.network.saliency) but for large products with weights.
 
     The head's gradient has a part for every unit above 0. Rounding moves some across, and in a
     layer of 64 units one is 18% of the gradient; so the head after its first layer is in FP32 too.

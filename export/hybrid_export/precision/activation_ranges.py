@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_export.interpreter import Interpreter
+from hybrid_export.onnx_graph.evaluator import Interpreter
 
 _BINS = 2048
 _CANDIDATES = 100  # clipping points tried, evenly from a hundredth of the largest value to it

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid_export.markdown import fact_list, number, small, table, text, with_interval
-from hybrid_export.record import Record
-from hybrid_export.subgroups import subgroup_rows
+from hybrid_export.model_card.markdown import fact_list, number, small, table, text, with_interval
+from hybrid_export.model_card.run_record import Record
+from hybrid_export.model_card.subgroups import subgroup_rows
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.conformal import EXTRAS_KEY as CONFORMAL_KEY

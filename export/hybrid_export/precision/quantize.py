@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from hybrid_export.calibration import Ranges
-from hybrid_export.onnx_file import prune
+from hybrid_export.onnx_graph.convert import prune
+from hybrid_export.precision.activation_ranges import Ranges
 
 _ZERO = "int8_zero"
 

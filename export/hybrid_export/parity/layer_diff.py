@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid_export.interpreter import Interpreter
-from hybrid_export.limits import PrecisionName
-from hybrid_export.precision import in_module
+from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.parity.tolerances import PrecisionName
+from hybrid_export.precision.half import in_module
 
 #: Relative errors of a layer's output beyond which it is named.
 _NOTABLE: dict[PrecisionName, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}

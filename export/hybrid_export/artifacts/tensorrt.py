@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hybrid_export.options import ExportOptions
-from hybrid_export.tensorrt import BuiltPlan, build_plan, why_no_tensorrt
 from hybrid_rt.cuda import provider_problem
-from hybrid_rt.errors import BackendMissingError, DeviceError
+from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ExportError
+from hybrid_rt.tensorrt.builder import build_engine
+from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
+from hybrid_rt.tensorrt.library import LibraryName
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,25 @@ def build(request: PlanRequest, options: ExportOptions, folder: Path, progress: 
         hardware_compatible=options.hardware_compatible,
         progress=progress,
     )
+
+
+def build_plan(
+    onnx_path: str | os.PathLike[str], plan_path: str | os.PathLike[str], **options: Any
+) -> BuiltPlan:
+    """``build_engine.build_plan``, which lists the options; a failed build is an ExportError."""
+    try:
+        return build_engine.build_plan(onnx_path, plan_path, **options)
+    except (BackendMissingError, DeviceError):
+        raise
+    except BackendError as err:
+        raise ExportError(str(err)) from err
+
+
+def why_no_tensorrt(
+    library: LibraryName | Literal["auto"] = "auto", *, ahead_of_time: bool = False
+) -> str | None:
+    """Why no plan can be built here and how to get one, as one line; None where one can.
+
+    ``ahead_of_time`` asks about TensorRT-RTX plans for given GPUs, which need no GPU here.
+    """
+    return build_engine.why_no_plan(library, ahead_of_time=ahead_of_time)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_export.limits import Limits
-from hybrid_export.measures import (
+from hybrid_export.parity.dataset import VerificationSet
+from hybrid_export.parity.metrics import (
     auroc,
     changed_decisions,
     cosine_min,
@@ -25,8 +25,8 @@ from hybrid_export.measures import (
     probability_gap,
     top1_flips,
 )
+from hybrid_export.parity.tolerances import Limits
 from hybrid_export.runners import BATCH, Outputs, Runner
-from hybrid_export.verification import VerificationSet
 from hybrid_rt.spec import ModelSpec
 
 #: Images whose batch invariance is checked; each is run in six batches.

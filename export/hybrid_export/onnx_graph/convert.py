@@ -22,7 +22,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from hybrid_export.graph import INPUT_NAME, DeploymentGraph
+from hybrid_export.network.deployment import INPUT_NAME, DeploymentGraph
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import METADATA_KEY, ModelSpec

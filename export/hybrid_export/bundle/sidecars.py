@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybrid_export.card import CARD_MARK, CARD_NAME, model_card
-from hybrid_export.job import Say
-from hybrid_export.record import read_record
+from hybrid_export.model_card.card import CARD_MARK, CARD_NAME, model_card
+from hybrid_export.model_card.run_record import read_record
+from hybrid_export.state import Say
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY, Novelty, NoveltyEntry

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from hybrid_export.operators import OPERATORS, Operator
+from hybrid_export.onnx_graph.operators import OPERATORS, Operator
 from hybrid_export.runners import Outputs, Runner
 from hybrid_rt.errors import ExportError
 

@@ -1,0 +1,1 @@
+"""The files an export writes, one module for each kind."""

@@ -1,0 +1,1 @@
+"""Write a bundle: staged files that appear together, and what goes with the models."""

@@ -1,0 +1,1 @@
+"""How well the heatmaps localize lesions, measured on phantoms."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: made, cleaned, written, evaluated and counted."""

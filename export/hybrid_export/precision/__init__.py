@@ -1,0 +1,1 @@
+"""FP16, BF16 and INT8 written in the graph."""
