@@ -9,7 +9,8 @@ from tiny_hybrid import make_model, write_pictures
 
 from hybrid_export import pipeline
 from hybrid_export.network.deployment import DeploymentGraph
-from hybrid_export.onnx_graph.convert import load, save, to_onnx
+from hybrid_export.onnx_graph.convert import to_onnx
+from hybrid_export.onnx_graph.io import load, save
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.model import HybridClassifier

@@ -16,7 +16,7 @@ from hybrid_export.cli import main
 from hybrid_export.model_card.card import CARD_MARK, model_card
 from hybrid_export.model_card.run_record import Record, read_record
 from hybrid_export.model_card.subgroups import subgroup_rows
-from hybrid_export.onnx_graph.convert import load
+from hybrid_export.onnx_graph.io import load
 from hybrid_rt import DigestError, HybridEngine
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.spec import OperatingPoint

@@ -12,9 +12,10 @@ from torch import nn
 from hybrid_export.network.deployment import DeployedCnn, DeploymentGraph
 from hybrid_export.network.saliency import gelu_gradient, layer_norm_gradient
 from hybrid_export.network.saliency_reference import heatmaps
-from hybrid_export.onnx_graph.convert import save, to_onnx
+from hybrid_export.onnx_graph.convert import to_onnx
 from hybrid_export.onnx_graph.dtype_report import graph_receipt
 from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.io import save
 from hybrid_export.parity.metrics import heatmap_correlation
 from hybrid_export.precision.half import to_half
 from hybrid_export.runners import pytorch, session

@@ -17,8 +17,8 @@ from tiny_hybrid import write_pictures
 from hybrid_export import pipeline, state
 from hybrid_export.artifacts import onnx_int8
 from hybrid_export.cli import main
-from hybrid_export.onnx_graph.convert import load
 from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.io import load
 from hybrid_export.parity.tolerances import LIMITS
 from hybrid_export.precision.activation_ranges import measure_ranges
 from hybrid_export.precision.fallback import nodes_of

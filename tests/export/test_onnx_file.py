@@ -10,7 +10,8 @@ import pytest
 
 from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph import convert
-from hybrid_export.onnx_graph.convert import load, save, to_onnx
+from hybrid_export.onnx_graph.convert import to_onnx
+from hybrid_export.onnx_graph.io import load, save
 from hybrid_export.runners import pytorch, session
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.spec import METADATA_KEY, ModelSpec

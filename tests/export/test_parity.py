@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from hybrid_export.onnx_graph.convert import load, save
+from hybrid_export.onnx_graph.io import load, save
 from hybrid_export.parity.compare import Reference, certify
 from hybrid_export.parity.dataset import load_verification
 from hybrid_export.parity.metrics import auroc, logit_scale, one_pair, top1_flips

@@ -17,9 +17,10 @@ from onnx import numpy_helper
 from tiny_hybrid import make_model
 
 from hybrid_export import pipeline
+from hybrid_export.artifacts import onnx_fp32
 from hybrid_export.bundle import staging
 from hybrid_export.cli import main
-from hybrid_export.onnx_graph.convert import load
+from hybrid_export.onnx_graph.io import load
 from hybrid_export.parity.tolerances import LIMITS
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.manifest import Bundle
@@ -232,7 +233,7 @@ def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, pictures, t
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "save", full)
+    monkeypatch.setattr(onnx_fp32, "save", full)
     code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
     assert code == 1
     error = capsys.readouterr().err

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hybrid_export.network.deployment import DeploymentGraph
-from hybrid_export.onnx_graph.convert import load, save
 from hybrid_export.onnx_graph.dtype_report import graph_receipt
 from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.io import load, save
 from hybrid_export.parity.layer_diff import compare_layers, describe_layers
 from hybrid_export.precision.fallback import attempts, nodes_of, out_of_range, sensitivity, units
 from hybrid_export.precision.half import SENSITIVE_OPERATORS, residual_additions, to_half

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from hybrid_export import pipeline
 from hybrid_export.artifacts.triton import choose_file, model_name, write_repository
 from hybrid_export.cli import main
-from hybrid_export.onnx_graph.convert import load
+from hybrid_export.onnx_graph.io import load
 from hybrid_rt.bundle.manifest import BuiltFor, Bundle, BundleFile
 from hybrid_rt.errors import ExportError, UsageError
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_export.onnx_graph.convert import save
 from hybrid_export.onnx_graph.dtype_report import graph_receipt
 from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.io import save
 from hybrid_export.parity.dataset import chosen_images
 from hybrid_export.precision.activation_ranges import Ranges, measure_ranges
 from hybrid_export.precision.fallback import Attempt, nodes_of, units

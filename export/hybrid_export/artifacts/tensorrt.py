@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hybrid_export.onnx_graph.dtype_report import SMALLEST_SHARE, WEIGHT_TYPES
 from hybrid_export.options import ExportOptions
+from hybrid_export.parity.tolerances import PrecisionName
+from hybrid_export.runners import session
+from hybrid_export.state import Job
+from hybrid_rt.bundle.manifest import BuiltFor
 from hybrid_rt.cuda import provider_problem
-from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ExportError
+from hybrid_rt.errors import (
+    BackendError,
+    BackendMissingError,
+    DeviceError,
+    ExportError,
+    ParityError,
+)
 from hybrid_rt.tensorrt.builder import build_engine
 from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
 from hybrid_rt.tensorrt.library import LibraryName
@@ -101,3 +112,62 @@ def why_no_tensorrt(
     ``ahead_of_time`` asks about TensorRT-RTX plans for given GPUs, which need no GPU here.
     """
     return build_engine.why_no_plan(library, ahead_of_time=ahead_of_time)
+
+
+def write_plans(job: Job, no_plan: str | None) -> None:
+    """model.plan and its like, from the smallest precision that was asked for and passed."""
+    options = job.options
+    made = [p for p in ("fp16", "bf16", "int8") if f"model.{p}.onnx" in job.bundle.files]
+    asked: list[PrecisionName] = [p for p in ("fp16", "bf16", "int8") if getattr(options, p)]
+    sources = [f"model.{p}.onnx" for p in asked if p in made]
+    if options.plans == "none" or (asked and not sources):
+        return
+    if not asked and options.plans == "auto":
+        return
+    if no_plan is not None:
+        job.say(f"No TensorRT plan: {no_plan}")
+        return
+    for request in plan_requests(options, sources or ["model.onnx"]):
+        built = build(request, options, job.staged, None)
+        source = job.bundle.files[request.source]
+        certificate = None
+        if not request.capabilities:
+            runner = session(built.path, job.spec, _plan_backend(built.built_for), device="cuda:0")
+            certificate = job.certify(runner, source.precision)
+            job.report(built.path.name, certificate)
+            if not certificate.passed:
+                built.path.unlink()
+                failed = "; ".join(certificate.all_failures())
+                job.failures.append(f"{request.name} does not equal PyTorch: {failed}.")
+                continue
+        _check_share(job, request.name, built.receipt, source.precision)
+        job.add(
+            built.path,
+            source.precision,
+            certificate,
+            built_for=BuiltFor(**built.built_for),
+            source=request.source,
+            receipt=built.receipt,
+        )
+        where = "" if certificate else "; not run, since it is for another machine's GPU"
+        job.say(
+            f"{request.name}: built by {built.built_for['library']} {built.built_for['version']} "
+            f"for compute capability {built.built_for['compute_capability']}, weights "
+            f"{built.receipt['weight_share']}{where}"
+        )
+
+
+def _plan_backend(built_for: dict[str, object]) -> str:
+    return "tensorrt-rtx" if built_for["library"] == "tensorrt_rtx" else "tensorrt"
+
+
+def _check_share(
+    job: Job, name: str, receipt: dict[str, dict[str, float]], precision: PrecisionName
+) -> None:
+    """A plan that is not what was asked for is a failure, whatever it answers."""
+    share = receipt["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
+    if precision in ("fp16", "bf16") and share < SMALLEST_SHARE:
+        raise ParityError(
+            f"{name} has {share:.0%} of its weight bytes in {precision}; expected at least "
+            f"{SMALLEST_SHARE:.0%}: TensorRT built {receipt['weight_share']}; nothing was written"
+        )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_export.localization.measure import SEED, Localization, measure
+from hybrid_export.localization.page import render
 from hybrid_rt import HybridEngine
 from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.files import atomic_path
@@ -28,8 +29,6 @@ def write_page(
     command: str,
 ) -> None:
     """One self-contained page: tables, curves and overlays with the lesion outlined."""
-    from hybrid_export.localization.page import render
-
     with atomic_path(path) as part:
         part.write_text(render(result, found, command), encoding="utf-8")
 

@@ -1,22 +1,19 @@
-"""The page of hybrid_export.localization: tables, curves and pictures."""
+"""The page: tables, curves and pictures."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hybrid_export.localization.measure import Localization
+from hybrid_rt.results.explanation import Explanation
 from hybrid_train.plots import COLOURS, GREY, canvas, legend, svg
 from hybrid_train.report import LIMITS, STYLE, esc, figures, rows_table
-
-if TYPE_CHECKING:
-    from hybrid_export.localization.measure import Localization
-    from hybrid_rt.results.explanation import Explanation
 
 _SHOWN = 12  # pictures
 _PANEL = 240  # pixels

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+UNKNOWN = "unknown: the checkpoint came without its run folder"
+
 
 def fact_list(facts: Mapping[str, Any], unknown: str) -> str:
     """A list of facts; ``unknown`` stands where one is None."""
@@ -57,3 +59,7 @@ def text(value: str) -> str:
     """A name as Markdown: nothing in it breaks a table or becomes markup."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in value)
     return " ".join(escaped.split())
+
+
+def facts(known: Mapping[str, Any]) -> str:
+    return fact_list(known, UNKNOWN)

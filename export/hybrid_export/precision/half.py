@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hybrid_export.onnx_graph.convert import axes_inputs, prune
+from hybrid_export.onnx_graph.cleanup import axes_inputs, prune
 
 HalfName = Literal["fp16", "bf16"]
 

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from hybrid_export.onnx_graph.convert import prune
+from hybrid_export.onnx_graph.cleanup import prune
 from hybrid_export.precision.activation_ranges import Ranges
 
 _ZERO = "int8_zero"
