@@ -105,7 +105,7 @@ def torch_runner(
     """
     import torch
 
-    from hybrid_train.checkpoint import load_checkpoint
+    from hybrid_train.model.checkpoint import load_checkpoint
 
     hybrid, _ = load_checkpoint(folder / "checkpoint")
     # The network as a user writes it takes normalized images.

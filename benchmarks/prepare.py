@@ -44,7 +44,11 @@ def fingerprint() -> str:
 
     top = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    sources = ["export/hybrid_export", "train/hybrid_train/model.py", "benchmarks/prepare.py"]
+    sources = [
+        "export/hybrid_export",
+        "train/hybrid_train/model/hybrid.py",
+        "benchmarks/prepare.py",
+    ]
     for source in sources:
         path = top / source
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
@@ -71,7 +75,7 @@ def make(preset: str, folder: Path) -> None:
 
     from hybrid_export.cli import main as export
     from hybrid_rt.images import load_batch
-    from hybrid_train.checkpoint import save_checkpoint
+    from hybrid_train.model.checkpoint import save_checkpoint
 
     sizes = PRESETS[preset]
     print(f"preparing the {preset} model under {folder}", file=sys.stderr, flush=True)
@@ -103,7 +107,7 @@ def make_model(sizes: dict) -> tuple:
     import torch
 
     from hybrid_rt.spec import Head, ModelSpec, Preprocess
-    from hybrid_train.model import HybridClassifier, describe_branches
+    from hybrid_train.model.hybrid import HybridClassifier, describe_branches
 
     size = (sizes["size"], sizes["size"])
     vit, cnn = describe_branches(sizes["vit"], sizes["cnn"], size)

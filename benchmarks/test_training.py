@@ -31,12 +31,12 @@ def pictures(preset):
 def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
     """Pictures a second of hybrid-train's loop at its defaults, as its own log reports them."""
     from hybrid_train.config import PRESETS
-    from hybrid_train.data import Samples
-    from hybrid_train.pictures import Pictures
-    from hybrid_train.processes import join_processes
-    from hybrid_train.splits import Split
-    from hybrid_train.start import choose_start, make_model
-    from hybrid_train.trainer import Trainer
+    from hybrid_train.data.loader import Pictures
+    from hybrid_train.data.samples import Samples
+    from hybrid_train.data.splits import Split
+    from hybrid_train.loop.distributed import join_processes
+    from hybrid_train.loop.trainer import Trainer
+    from hybrid_train.model.initialize import choose_start, make_model
 
     size, batch, _ = SIZES[preset]
     config = PRESETS["base" if preset == "full" else "tiny"].replace(

@@ -24,7 +24,7 @@ def plan_flags():
 def export_hybrid(folder, model, spec, *flags, count=24):
     """A bundle with an FP16 plan, made by the command that a user types."""
     from hybrid_export.cli import main
-    from hybrid_train.checkpoint import save_checkpoint
+    from hybrid_train.model.checkpoint import save_checkpoint
 
     save_checkpoint(folder / "best.safetensors", model, spec)
     pictures = write_pictures(folder / "pictures", count)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hybrid_rt.spec import Head, ModelSpec, OperatingPoint, Preprocess
-from hybrid_train.model import HybridClassifier, describe_branches
+from hybrid_train.model.hybrid import HybridClassifier, describe_branches
 
 SIZE = 48
 

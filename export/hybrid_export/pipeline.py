@@ -34,8 +34,8 @@ from hybrid_rt.bundle.manifest import GOLDEN_NAME, Bundle, Golden
 from hybrid_rt.errors import CheckpointError, ParityError
 from hybrid_rt.files import sha256_file
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.checkpoint import load_checkpoint, newest_run
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.checkpoint import load_checkpoint, newest_run
+from hybrid_train.model.hybrid import HybridClassifier
 
 
 def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = print) -> Bundle:

@@ -15,7 +15,7 @@ from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_rt.backends.registry import open_session
 from hybrid_rt.errors import BackendMissingError
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.hybrid import HybridClassifier
 
 Outputs = dict[str, NDArray[np.float32]]
 

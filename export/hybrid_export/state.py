@@ -16,7 +16,7 @@ from hybrid_export.runners import Runner, session
 from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
 from hybrid_rt.errors import BackendMissingError, DeviceError
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.hybrid import HybridClassifier
 
 Say = Callable[[str], None]
 

@@ -22,7 +22,7 @@ def test_pytorch_s_rows_give_the_network_s_logits(tmp_path, dtype):
     from tiny_hybrid import make_model
 
     from benchmarks.peers import torch_runner
-    from hybrid_train.checkpoint import save_checkpoint
+    from hybrid_train.model.checkpoint import save_checkpoint
 
     model, spec = make_model()
     (tmp_path / "checkpoint").mkdir()

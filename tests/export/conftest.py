@@ -12,8 +12,8 @@ from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph.convert import to_onnx
 from hybrid_export.onnx_graph.io import load, save
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.checkpoint import save_checkpoint
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.checkpoint import save_checkpoint
+from hybrid_train.model.hybrid import HybridClassifier
 
 
 @pytest.fixture(scope="session")

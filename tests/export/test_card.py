@@ -20,8 +20,8 @@ from hybrid_export.onnx_graph.io import load
 from hybrid_rt import DigestError, HybridEngine
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.spec import OperatingPoint
-from hybrid_train.checkpoint import save_checkpoint
 from hybrid_train.cli import main as train
+from hybrid_train.model.checkpoint import save_checkpoint
 from hybrid_train.phantom import write_parquet
 
 

@@ -14,8 +14,8 @@ from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_export.runners import pytorch, session
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
-from hybrid_train.checkpoint import save_checkpoint
-from hybrid_train.model import HybridClassifier, describe_branches
+from hybrid_train.model.checkpoint import save_checkpoint
+from hybrid_train.model.hybrid import HybridClassifier, describe_branches
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

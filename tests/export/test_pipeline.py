@@ -29,7 +29,7 @@ from hybrid_rt.cpu import why_unusable
 from hybrid_rt.errors import ExportError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.checkpoint import save_checkpoint
+from hybrid_train.model.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")

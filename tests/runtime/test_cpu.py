@@ -297,7 +297,7 @@ def test_a_folder_avoids_what_would_die(bundle_folder, with_files, capped_machin
 
 PRECISION = """
 import torch
-from hybrid_train.optimization import choose_precision
+from hybrid_train.loop.optimizer import choose_precision
 from hybrid_rt import UsageError
 for asked in ("auto", "bf16", "fp32"):
     try:

@@ -7,7 +7,15 @@ import pytest
 
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
 from hybrid_rt.uncertainty.conformal import Conformal
-from hybrid_train.conformal import ENTRIES, USUAL, calibrate, measure, rounded_down, sets, table
+from hybrid_train.posthoc.conformal import (
+    ENTRIES,
+    USUAL,
+    calibrate,
+    measure,
+    rounded_down,
+    sets,
+    table,
+)
 
 CLASSES = ("no cancer", "cancer")
 

@@ -7,9 +7,9 @@ from PIL import Image
 
 from hybrid_rt.errors import DataError, UsageError
 from hybrid_train.cli import main
-from hybrid_train.data import DataOptions, Samples, open_data
+from hybrid_train.data.samples import DataOptions, Samples, open_data
+from hybrid_train.data.splits import load_split, make_split, save_split, warnings_of
 from hybrid_train.phantom import generate, write_parquet
-from hybrid_train.splits import load_split, make_split, save_split, warnings_of
 
 SEED = 0  # has all four densities
 
@@ -69,7 +69,7 @@ def test_null_labels_can_be_a_class_of_their_own(hub):
     ],
 )
 def test_the_command_trains_on_each_label(hub, tmp_path, capsys, label, more, classes):
-    from hybrid_train.checkpoint import load_checkpoint
+    from hybrid_train.model.checkpoint import load_checkpoint
 
     run = tmp_path / "run"
     arguments = [str(hub), "--label", label, *more, "--preset", "tiny", "--image-size", "32"]

@@ -11,12 +11,12 @@ from sklearn.metrics import roc_auc_score
 from hybrid_rt.images import load_pixels
 from hybrid_rt.uncertainty.conformal import Conformal
 from hybrid_rt.uncertainty.ood import Novelty
-from hybrid_train.bootstrap import bootstrap_interval, share_interval
-from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main
-from hybrid_train.data import DataOptions, open_data
-from hybrid_train.operating import at_threshold
+from hybrid_train.data.samples import DataOptions, open_data
+from hybrid_train.evaluation.bootstrap import bootstrap_interval, share_interval
+from hybrid_train.model.checkpoint import load_checkpoint
 from hybrid_train.phantom import write_parquet
+from hybrid_train.posthoc.operating_point import at_threshold
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 
 from hybrid_rt.errors import CheckpointError
 from hybrid_rt.spec import IMAGENET_MEAN, IMAGENET_STD
-from hybrid_train.checkpoint import load_checkpoint
+from hybrid_train.model.checkpoint import load_checkpoint
 
 
 class Extractor(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hybrid_train.novelty import ROUNDING, fit_novelty
+from hybrid_train.posthoc.ood import ROUNDING, fit_novelty
 
 BRANCHES = (40, 80)
 FEATURES = sum(BRANCHES)

@@ -6,8 +6,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from hybrid_rt.errors import UsageError
-from hybrid_train.phantom import generate, main, parse_phantom, write_parquet
-from hybrid_train.phantom_anatomy import power_law_noise
+from hybrid_train.phantom import generate, write_parquet
+from hybrid_train.phantom.__main__ import main
+from hybrid_train.phantom.anatomy import power_law_noise
+from hybrid_train.phantom.generate import parse_phantom
 
 SMALL = {"size": 128}
 

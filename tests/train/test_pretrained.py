@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from hybrid_rt.errors import CheckpointError, UsageError
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
-from hybrid_train.model import HybridClassifier, describe_branches
-from hybrid_train.pretrained import load_pretrained, read_pretrained
+from hybrid_train.model.hybrid import HybridClassifier, describe_branches
+from hybrid_train.model.pretrained import load_pretrained, read_pretrained
 
 
 @pytest.fixture

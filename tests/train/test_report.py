@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
-from hybrid_train.calibration import softmax
-from hybrid_train.metrics import evaluate
-from hybrid_train.operating import at_threshold, choose_operating_point
-from hybrid_train.report import LIMITS, GalleryItem, ReportData, render, write_report
+from hybrid_train.evaluation.metrics import evaluate
+from hybrid_train.evaluation.reliability import softmax
+from hybrid_train.posthoc.operating_point import at_threshold, choose_operating_point
+from hybrid_train.report import LIMITS
+from hybrid_train.report.page import GalleryItem, ReportData, render, write_report
 
 VOID = {"meta", "img", "br", "use", "path"}
 

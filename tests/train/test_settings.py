@@ -10,7 +10,7 @@ from PIL import Image
 from hybrid_train.arguments import EXAMPLES, make_parser
 from hybrid_train.cli import main
 from hybrid_train.config import PRESETS
-from hybrid_train.pictures import BatchPlan
+from hybrid_train.data.loader import BatchPlan
 
 
 @pytest.fixture(scope="module")

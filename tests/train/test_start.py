@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main
+from hybrid_train.model.checkpoint import load_checkpoint
 
 TINY = ["--preset", "tiny", "--epochs", "1", "--batch-size", "8", "--precision", "fp32"]
 

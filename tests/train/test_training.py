@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
-from hybrid_train.checkpoint import load_checkpoint
 from hybrid_train.cli import main
-from hybrid_train.data import DataOptions, open_data
-from hybrid_train.pictures import Pictures
+from hybrid_train.data.loader import Pictures
+from hybrid_train.data.samples import DataOptions, open_data
+from hybrid_train.model.checkpoint import load_checkpoint
 
 SMALL = ["--preset", "tiny", "--image-size", "32", "--epochs", "2", "--batch-size", "8",
          "--precision", "fp32"]  # fmt: skip

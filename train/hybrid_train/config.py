@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from hybrid_rt.errors import UsageError
-from hybrid_train.operating import parse_criterion
+from hybrid_train.posthoc.operating_point import parse_criterion
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

@@ -10,7 +10,7 @@ from hybrid_export.state import Say
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY, Novelty, NoveltyEntry
-from hybrid_train.checkpoint import checkpoint_file
+from hybrid_train.model.checkpoint import checkpoint_file
 
 
 def take_novelty(source: Path, spec: ModelSpec, staged: Path, say: Say) -> ModelSpec:

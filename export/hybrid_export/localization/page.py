@@ -12,8 +12,18 @@ from PIL import Image
 
 from hybrid_export.localization.measure import Localization
 from hybrid_rt.results.explanation import Explanation
-from hybrid_train.plots import COLOURS, GREY, canvas, legend, svg
-from hybrid_train.report import LIMITS, STYLE, esc, figures, rows_table
+from hybrid_train.report import (
+    COLOURS,
+    GREY,
+    LIMITS,
+    STYLE,
+    canvas,
+    esc,
+    figures,
+    legend,
+    rows_table,
+    svg,
+)
 
 _SHOWN = 12  # pictures
 _PANEL = 240  # pixels

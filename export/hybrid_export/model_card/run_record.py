@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.predictions import PREDICTIONS
+from hybrid_train.report.predictions import PREDICTIONS
 
 
 @dataclass(frozen=True, kw_only=True)

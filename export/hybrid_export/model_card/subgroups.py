@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.bootstrap import auroc_interval, share_interval
-from hybrid_train.data import SUBGROUP_COLUMNS
-from hybrid_train.metrics import auroc, averaged_classes
-from hybrid_train.operating import at_threshold
-from hybrid_train.summary import band
+from hybrid_train.data.samples import SUBGROUP_COLUMNS
+from hybrid_train.evaluation.bootstrap import auroc_interval, share_interval
+from hybrid_train.evaluation.metrics import auroc, averaged_classes
+from hybrid_train.posthoc.operating_point import at_threshold
+from hybrid_train.report.collect import band
 
 _DRAWS = 1000
 

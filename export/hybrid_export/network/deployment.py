@@ -20,7 +20,7 @@ from hybrid_export.network.saliency import HEATMAP_NAMES, CnnHeatmap, ExplainedH
 from hybrid_export.network.vit import DeployedViT, is_standard
 from hybrid_rt.errors import ExportError
 from hybrid_rt.spec import Branch, ModelSpec, Output
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.hybrid import HybridClassifier
 
 INPUT_NAME = "images"
 

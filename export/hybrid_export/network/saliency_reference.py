@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.hybrid import HybridClassifier
 
 
 def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

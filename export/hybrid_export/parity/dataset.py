@@ -23,12 +23,12 @@ from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
 from hybrid_rt.errors import DataError, HybridError, UsageError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import ModelSpec, Preprocess
-from hybrid_train.kept_images import LABELS, same_pixels_png
+from hybrid_train.data.kept_images import LABELS, same_pixels_png
 
 #: Enough to see a wrong graph; each costs half a second a file on two CPU cores at full size.
 DEFAULT_LIMIT = 32
 
-#: Folders of a run that hold images, see hybrid_train.kept_images.
+#: Folders of a run that hold images, see hybrid_train.data.kept_images.
 Kept = Literal["validation", "calibration"]
 
 _GOLDEN_COUNT = 8

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_train.checkpoint import BEST, LAST
 from hybrid_train.config import TrainConfig
-from hybrid_train.data import DataOptions, Samples, open_data
-from hybrid_train.finish import FITTED, finish
-from hybrid_train.kept_images import CALIBRATION, VALIDATION
-from hybrid_train.optimization import choose_precision
-from hybrid_train.origin import write_json
-from hybrid_train.pictures import Pictures
-from hybrid_train.processes import join_processes
-from hybrid_train.splits import Split, load_split, make_split, save_split, warnings_of
-from hybrid_train.start import choose_start, make_model
-from hybrid_train.trainer import Trainer
+from hybrid_train.data.kept_images import CALIBRATION, VALIDATION
+from hybrid_train.data.loader import Pictures
+from hybrid_train.data.samples import DataOptions, Samples, open_data
+from hybrid_train.data.splits import Split, load_split, make_split, save_split, warnings_of
+from hybrid_train.finalize import FITTED, finish
+from hybrid_train.loop.distributed import join_processes
+from hybrid_train.loop.optimizer import choose_precision
+from hybrid_train.loop.trainer import Trainer
+from hybrid_train.model.checkpoint import BEST, LAST
+from hybrid_train.model.initialize import choose_start, make_model
+from hybrid_train.provenance import write_json
 
 Log = Callable[[str], None]
 

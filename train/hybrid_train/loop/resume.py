@@ -12,8 +12,8 @@ import torch
 
 from hybrid_rt.errors import CheckpointError
 from hybrid_rt.files import atomic_path
-from hybrid_train.checkpoint import load_pickle
 from hybrid_train.config import TrainConfig
+from hybrid_train.model.checkpoint import load_pickle
 
 #: Settings that may differ between a run and its resumption: they do not change the weights.
 FREE_TO_CHANGE = frozenset({"workers", "cache_gib", "patience", "compile", "threshold"})

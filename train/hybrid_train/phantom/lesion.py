@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_train.phantom_anatomy import Anatomy, Field, add_speck, place_inside
+from hybrid_train.phantom.anatomy import Anatomy, Field, add_speck, place_inside
 
 KINDS = ("mass", "spiculated mass", "calcifications")
 

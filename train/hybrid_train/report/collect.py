@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.bootstrap import auroc_interval
-from hybrid_train.calibration import softmax
-from hybrid_train.data import Samples
-from hybrid_train.metrics import auroc, averaged_classes
-from hybrid_train.report import GalleryItem, ReportData, write_report
-from hybrid_train.splits import Split
+from hybrid_train.data.samples import Samples
+from hybrid_train.data.splits import Split
+from hybrid_train.evaluation.bootstrap import auroc_interval
+from hybrid_train.evaluation.metrics import auroc, averaged_classes
+from hybrid_train.evaluation.reliability import softmax
+from hybrid_train.report.page import GalleryItem, ReportData, write_report
 
 if TYPE_CHECKING:
-    from hybrid_train.fit import RunOptions
-    from hybrid_train.trainer import Trainer
+    from hybrid_train.loop.trainer import Trainer
+    from hybrid_train.run import RunOptions
 
 GALLERY = 12  # of the right answers, and of the wrong ones
 AGE_BANDS = ((0, 50), (50, 60), (60, 70), (70, 200))

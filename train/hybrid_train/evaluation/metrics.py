@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.errors import DataError, TrainingError, UsageError
-from hybrid_train.bootstrap import auroc_interval
-from hybrid_train.calibration import calibration_error, softmax
+from hybrid_train.evaluation.bootstrap import auroc_interval
+from hybrid_train.evaluation.reliability import calibration_error, softmax
 
 Array = NDArray[Any]
 

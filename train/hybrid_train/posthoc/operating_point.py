@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import OperatingPoint
-from hybrid_train.bootstrap import share_interval
+from hybrid_train.evaluation.bootstrap import share_interval
 
 Array = NDArray[Any]
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
-from hybrid_train import plots
+from hybrid_train.report import plots
 
 LIMITS = (
     "This is a research tool and not a medical device. The numbers hold for pictures like those "

@@ -13,7 +13,7 @@ from torch import nn
 from hybrid_rt.cpu import cpu_profile, usable, why_unusable
 from hybrid_rt.errors import UsageError
 from hybrid_train.config import TrainConfig
-from hybrid_train.model import HybridClassifier
+from hybrid_train.model.hybrid import HybridClassifier
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

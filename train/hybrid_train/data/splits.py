@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import DataError
 from hybrid_rt.files import atomic_path
-from hybrid_train.data import Samples
+from hybrid_train.data.samples import Samples
 
 Indices = NDArray[np.int64]
 

@@ -17,18 +17,18 @@ from tqdm import tqdm
 
 from hybrid_rt.errors import TrainingError, UsageError
 from hybrid_rt.spec import ModelSpec
-from hybrid_train import metrics
-from hybrid_train.checkpoint import BEST, LAST, load_checkpoint, save_state
 from hybrid_train.config import TrainConfig
-from hybrid_train.journal import Journal
-from hybrid_train.model import HybridClassifier
-from hybrid_train.optimization import autocast, choose_precision, exact, freeze_batchnorm
-from hybrid_train.pictures import BatchPlan, Loader, Pictures
-from hybrid_train.processes import Processes, available_cores
-from hybrid_train.splits import Split
-from hybrid_train.step import TrainingStep
-from hybrid_train.stopping import StopRequest
-from hybrid_train.training_state import Progress, load_training_state, save_training_state
+from hybrid_train.data.loader import BatchPlan, Loader, Pictures
+from hybrid_train.data.splits import Split
+from hybrid_train.evaluation import metrics
+from hybrid_train.loop.distributed import Processes, available_cores
+from hybrid_train.loop.epoch_log import Journal
+from hybrid_train.loop.interrupt import StopRequest
+from hybrid_train.loop.optimizer import autocast, choose_precision, exact, freeze_batchnorm
+from hybrid_train.loop.resume import Progress, load_training_state, save_training_state
+from hybrid_train.loop.step import TrainingStep
+from hybrid_train.model.checkpoint import BEST, LAST, load_checkpoint, save_state
+from hybrid_train.model.hybrid import HybridClassifier
 
 Log = Callable[[str], None]
 

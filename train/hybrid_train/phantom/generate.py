@@ -12,8 +12,6 @@ mammograms by Burgess, Jacobson and Judy (Medical Physics 28, 2001).
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hybrid_rt.errors import HybridError, UsageError
+from hybrid_rt.errors import UsageError
 from hybrid_rt.files import atomic_path
-from hybrid_train.phantom_anatomy import draw_breast, random_anatomy
-from hybrid_train.phantom_lesion import Lesion, add_lesion, random_lesion
+from hybrid_train.phantom.anatomy import draw_breast, random_anatomy
+from hybrid_train.phantom.lesion import Lesion, add_lesion, random_lesion
 
 VIEWS = ("CC", "MLO")
 DENSITIES = ("A", "B", "C", "D")
@@ -202,7 +200,7 @@ def write_parquet(
     """Write the rows as parquet with the hub dataset's schema, pictures as PNG; the files."""
     import datasets
 
-    from hybrid_train.tables import quiet_datasets
+    from hybrid_train.data.tables import quiet_datasets
 
     features = datasets.Features(
         {
@@ -250,42 +248,3 @@ def preview(rows: Sequence[dict[str, Any]], *, columns: int = 8, side: int = 200
         if row["cancer"]:
             draw.ellipse((x + 4, y + side - 14, x + 12, y + side - 6), fill="#ff4040")
     return page
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m hybrid_train.phantom",
-        description="Write synthetic mammograms as parquet, with the hub dataset's columns.",
-        epilog="example: python -m hybrid_train.phantom phantoms --patients 100 --preview page.png",
-    )
-    parser.add_argument("output", metavar="FOLDER", type=Path, help="folder for the parquet files")
-    parser.add_argument("--patients", type=int, default=250, help="four pictures each (250)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=512, help="pixels a side (512)")
-    parser.add_argument("--difficulty", type=float, default=1.0, help="divides the contrast (1.0)")
-    parser.add_argument("--prevalence", type=float, default=0.35, help="of lesions (0.35)")
-    parser.add_argument("--shards", type=int, default=1, help="number of files (1)")
-    parser.add_argument(
-        "--preview", type=Path, metavar="FILE", help="also write a page of pictures"
-    )
-    args = parser.parse_args(argv)
-    options = {"size": args.size, "difficulty": args.difficulty, "prevalence": args.prevalence}
-    try:
-        if args.preview and args.preview.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise UsageError(f"--preview {args.preview}; expected a name ending in .png or .jpg")
-        files = write_parquet(
-            args.output, patients=args.patients, seed=args.seed, shards=args.shards, **options
-        )
-        if args.preview:
-            rows = list(generate(min(args.patients, 8), seed=args.seed, **options))
-            with atomic_path(args.preview) as part:
-                preview(rows).save(part, quality=88)  # the quality is for JPEG only
-    except (HybridError, OSError) as err:
-        print(f"phantom: {err}", file=sys.stderr)
-        return 2 if isinstance(err, UsageError) else 1
-    print(f"{args.patients * IMAGES_PER_PATIENT} pictures in {', '.join(map(str, files))}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.spec import OperatingPoint
-from hybrid_train.calibration import calibration_error, reliability, softmax
+from hybrid_train.evaluation.reliability import calibration_error, reliability, softmax
 
 Array = NDArray[Any]
 

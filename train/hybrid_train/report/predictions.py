@@ -14,9 +14,9 @@ from typing import Any
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import Novelty
-from hybrid_train.data import Samples
-from hybrid_train.fitted import Part
-from hybrid_train.splits import Split
+from hybrid_train.data.samples import Samples
+from hybrid_train.data.splits import Split
+from hybrid_train.posthoc.fit import Part
 
 PREDICTIONS = "predictions.csv"
 

@@ -112,7 +112,7 @@ class Taken:
 
 def open_data(data: str, options: DataOptions) -> Samples:
     """Open DATA as the command line takes it. Raises DataError that says what was found."""
-    from hybrid_train import tables
+    from hybrid_train.data import tables
 
     path = Path(data)
     if data == "phantom" or data.startswith("phantom:"):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from hybrid_rt.errors import DataError, HybridError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
-from hybrid_train.data import Samples
-from hybrid_train.processes import available_cores
+from hybrid_train.data.samples import Samples
+from hybrid_train.loop.distributed import available_cores
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_train.data import SUBGROUP_COLUMNS, DataOptions, Samples, Taken, rename_classes
+from hybrid_train.data.samples import SUBGROUP_COLUMNS, DataOptions, Samples, Taken, rename_classes
 
 LABEL_COLUMNS = ("cancer", "label", "labels", "class", "target")
 GROUP_COLUMNS = ("patient_id", "patient", "subject_id")

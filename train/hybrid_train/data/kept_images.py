@@ -21,12 +21,12 @@ from PIL import Image
 
 from hybrid_rt.images import decode, load_pixels
 from hybrid_rt.spec import Preprocess
-from hybrid_train.data import Samples
-from hybrid_train.origin import write_json
-from hybrid_train.splits import Indices, Split
+from hybrid_train.data.samples import Samples
+from hybrid_train.data.splits import Indices, Split
+from hybrid_train.provenance import write_json
 
 if TYPE_CHECKING:
-    from hybrid_train.pictures import Pictures
+    from hybrid_train.data.loader import Pictures
 
 #: Folders of a run.
 VALIDATION = "validation"

@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY as NOVELTY_KEY
 from hybrid_rt.uncertainty.ood import NOVELTY_NAME
-from hybrid_train import metrics
-from hybrid_train.checkpoint import BEST, save_checkpoint
-from hybrid_train.data import Samples
-from hybrid_train.fitted import LogitsAndFeatures, Part, fit_on_validation, measure
-from hybrid_train.kept_images import keep_images
-from hybrid_train.model import HybridClassifier
-from hybrid_train.optimization import restore_prior
-from hybrid_train.origin import write_json
-from hybrid_train.predictions import PREDICTIONS, write_predictions
-from hybrid_train.processes import Processes
-from hybrid_train.splits import Split
-from hybrid_train.summary import write_run_report
-from hybrid_train.trainer import Trainer
+from hybrid_train.data.kept_images import keep_images
+from hybrid_train.data.samples import Samples
+from hybrid_train.data.splits import Split
+from hybrid_train.evaluation import metrics
+from hybrid_train.loop.distributed import Processes
+from hybrid_train.loop.optimizer import restore_prior
+from hybrid_train.loop.trainer import Trainer
+from hybrid_train.model.checkpoint import BEST, save_checkpoint
+from hybrid_train.model.hybrid import HybridClassifier
+from hybrid_train.posthoc.fit import LogitsAndFeatures, Part, fit_on_validation, measure
+from hybrid_train.provenance import write_json
+from hybrid_train.report.collect import write_run_report
+from hybrid_train.report.predictions import PREDICTIONS, write_predictions
 
 if TYPE_CHECKING:
-    from hybrid_train.fit import RunOptions
+    from hybrid_train.run import RunOptions
 
 Log = Callable[[str], None]
 

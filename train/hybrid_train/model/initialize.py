@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
-from hybrid_train.checkpoint import load_into, load_state
 from hybrid_train.config import TrainConfig, option
-from hybrid_train.data import Samples
-from hybrid_train.model import HybridClassifier, describe_branches
-from hybrid_train.origin import git_commit, versions
-from hybrid_train.pretrained import Weights, load_pretrained, read_pretrained, resampled
+from hybrid_train.data.samples import Samples
+from hybrid_train.model.checkpoint import load_into, load_state
+from hybrid_train.model.hybrid import HybridClassifier, describe_branches
+from hybrid_train.model.pretrained import Weights, load_pretrained, read_pretrained, resampled
+from hybrid_train.provenance import git_commit, versions
 
 #: Settings of the network, which a checkpoint brings along.
 NETWORK = ("vit", "cnn", "hidden", "dropout")

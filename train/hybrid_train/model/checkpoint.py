@@ -17,8 +17,8 @@ from torch import Tensor
 from hybrid_rt.errors import CheckpointError, HybridError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
-from hybrid_train.model import HybridClassifier
-from hybrid_train.notebook import convert_notebook, is_notebook, notebook_spec
+from hybrid_train.model.hybrid import HybridClassifier
+from hybrid_train.model.notebook import convert_notebook, is_notebook, notebook_spec
 
 BEST = "best.safetensors"
 LAST = "last.pt"

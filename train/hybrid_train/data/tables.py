@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.errors import DataError
-from hybrid_train.columns import Table, find_column, samples_of
-from hybrid_train.data import SPLIT_FOLDERS, DataOptions, Samples
+from hybrid_train.data.columns import Table, find_column, samples_of
+from hybrid_train.data.samples import SPLIT_FOLDERS, DataOptions, Samples
 
 IMAGE_COLUMNS = ("image", "img", "picture")
 
@@ -124,8 +124,8 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
     """The built-in synthetic mammograms: ``phantom`` or ``phantom:N`` for about N pictures."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from hybrid_train.phantom import parse_phantom
-    from hybrid_train.processes import available_cores
+    from hybrid_train.loop.distributed import available_cores
+    from hybrid_train.phantom.generate import parse_phantom
 
     patients = parse_phantom(data)
     workers = min(available_cores(), 8)
@@ -154,7 +154,7 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
 
 def phantom_rows(bounds: tuple[int, int], *, seed: int) -> list[dict[str, Any]]:
     """Rows of the patients from bounds[0] up to bounds[1]; made in a thread."""
-    from hybrid_train.phantom import generate
+    from hybrid_train.phantom.generate import generate
 
     start, stop = (int(b) for b in bounds)
     return list(generate(stop - start, seed=seed, start=start))

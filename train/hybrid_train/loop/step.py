@@ -14,17 +14,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid_train.augment import augment, mixer, rand_augment
 from hybrid_train.config import TrainConfig
-from hybrid_train.model import HybridClassifier
-from hybrid_train.optimization import (
-    autocast,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-)
-from hybrid_train.pictures import BatchPlan
-from hybrid_train.weight_average import WeightAverage
+from hybrid_train.data.augment import augment, mixer, rand_augment
+from hybrid_train.data.loader import BatchPlan
+from hybrid_train.loop.ema import WeightAverage
+from hybrid_train.loop.optimizer import autocast, learning_rate, make_optimizer, set_learning_rate
+from hybrid_train.model.hybrid import HybridClassifier
 
 
 class TrainingStep:

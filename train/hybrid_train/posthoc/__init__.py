@@ -1,0 +1,1 @@
+"""What is fitted on validation data when the weights are final."""

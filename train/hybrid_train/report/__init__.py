@@ -1,0 +1,17 @@
+"""The report of a run, and what other pages take from it: style, figures, plots."""
+
+from hybrid_train.report.page import LIMITS, STYLE, esc, figures, rows_table
+from hybrid_train.report.plots import COLOURS, GREY, canvas, legend, svg
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "LIMITS",
+    "STYLE",
+    "canvas",
+    "esc",
+    "figures",
+    "legend",
+    "rows_table",
+    "svg",
+]
