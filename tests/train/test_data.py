@@ -7,7 +7,8 @@ from PIL import Image
 
 from hybrid_rt.errors import DataError, UsageError
 from hybrid_train.cli import main
-from hybrid_train.data.samples import DataOptions, Samples, open_data
+from hybrid_train.data.samples import DataOptions, Samples
+from hybrid_train.data.sources import open_data
 from hybrid_train.data.splits import load_split, make_split, save_split, warnings_of
 from hybrid_train.phantom import generate, write_parquet
 

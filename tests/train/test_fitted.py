@@ -12,7 +12,8 @@ from hybrid_rt.images import load_pixels
 from hybrid_rt.uncertainty.conformal import Conformal
 from hybrid_rt.uncertainty.ood import Novelty
 from hybrid_train.cli import main
-from hybrid_train.data.samples import DataOptions, open_data
+from hybrid_train.data.samples import DataOptions
+from hybrid_train.data.sources import open_data
 from hybrid_train.evaluation.bootstrap import bootstrap_interval, share_interval
 from hybrid_train.model.checkpoint import load_checkpoint
 from hybrid_train.phantom import write_parquet

@@ -11,12 +11,12 @@ from PIL import Image, PngImagePlugin
 from hybrid_rt.bundle.golden import pixels_digest
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
-from hybrid_train.config import PRESETS
+from hybrid_train.config import PRESETS, RunOptions
 from hybrid_train.data.kept_images import CALIBRATION, VALIDATION, keep_images
 from hybrid_train.data.loader import Pictures
 from hybrid_train.data.samples import DataOptions, Samples
 from hybrid_train.data.splits import Split
-from hybrid_train.run import RunOptions, prepare_folder
+from hybrid_train.run import prepare_folder
 
 PATIENT = "P_00820"  # in the metadata of every file
 PREPROCESS = Preprocess(height=24, width=24)

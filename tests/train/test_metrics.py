@@ -8,13 +8,9 @@ import pytest
 from hybrid_rt.errors import DataError, TrainingError, UsageError
 from hybrid_train.evaluation.bootstrap import auroc_interval, bootstrap_interval
 from hybrid_train.evaluation.metrics import auroc, evaluate, quick
-from hybrid_train.evaluation.reliability import (
-    calibration_error,
-    fit_temperature,
-    reliability,
-    softmax,
-)
+from hybrid_train.evaluation.reliability import calibration_error, reliability, softmax
 from hybrid_train.posthoc.operating_point import choose_operating_point
+from hybrid_train.posthoc.temperature import fit_temperature
 
 
 def logits_of(probabilities):

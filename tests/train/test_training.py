@@ -17,7 +17,8 @@ from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 from hybrid_train.cli import main
 from hybrid_train.data.loader import Pictures
-from hybrid_train.data.samples import DataOptions, open_data
+from hybrid_train.data.samples import DataOptions
+from hybrid_train.data.sources import open_data
 from hybrid_train.model.checkpoint import load_checkpoint
 
 SMALL = ["--preset", "tiny", "--image-size", "32", "--epochs", "2", "--batch-size", "8",

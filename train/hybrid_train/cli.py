@@ -42,9 +42,9 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, command: str) -> int:
     from dataclasses import fields
 
-    from hybrid_train.config import PRESETS, TrainConfig
+    from hybrid_train.config import PRESETS, RunOptions, TrainConfig
     from hybrid_train.data.samples import DataOptions
-    from hybrid_train.run import RunOptions, fit
+    from hybrid_train.run import fit
 
     known = {f.name for f in fields(TrainConfig)}
     changes = {k: v for k, v in vars(args).items() if k in known and v is not None}

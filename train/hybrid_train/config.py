@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from hybrid_rt.errors import UsageError
-from hybrid_train.posthoc.operating_point import parse_criterion
+from hybrid_train.data.samples import DataOptions
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -141,6 +143,42 @@ def option(name: str) -> str:
 
 def expected(lowest: float, highest: float) -> str:
     return f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
+
+
+def parse_criterion(criterion: str) -> tuple[str, float]:
+    """("sensitivity" | "specificity" | "youden" | "fixed", value)."""
+    name, equals, number = criterion.partition("=")
+    if criterion == "youden":
+        return "youden", 0.0
+    try:
+        value = float(number if equals else name)
+    except ValueError:
+        value = -1.0
+    if not equals and 0 <= value <= 1:
+        return "fixed", value
+    if name in ("sensitivity", "specificity") and 0 < value <= 1:
+        return name, value
+    raise UsageError(
+        f"threshold rule {criterion!r}; expected sensitivity=0.9, specificity=0.9, youden or a "
+        "probability such as 0.5"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run is started with, beside its settings."""
+
+    data: str
+    output: Path
+    data_options: DataOptions
+    resume: bool = False
+    overwrite: bool = False
+    weights: Path | None = None
+    #: Settings that were asked for; a checkpoint keeps its own for the others.
+    given: frozenset[str] = frozenset()
+    #: None: random weights. Empty: timm's from the hub. Else files, ViT first.
+    pretrained: Sequence[Path] | None = None
+    command: str = ""
 
 
 PRESETS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY as NOVELTY_KEY
 from hybrid_rt.uncertainty.ood import NOVELTY_NAME
+from hybrid_train.config import RunOptions
 from hybrid_train.data.kept_images import keep_images
 from hybrid_train.data.samples import Samples
 from hybrid_train.data.splits import Split
@@ -25,9 +26,6 @@ from hybrid_train.posthoc.fit import LogitsAndFeatures, Part, fit_on_validation,
 from hybrid_train.provenance import write_json
 from hybrid_train.report.collect import write_run_report
 from hybrid_train.report.predictions import PREDICTIONS, write_predictions
-
-if TYPE_CHECKING:
-    from hybrid_train.run import RunOptions
 
 Log = Callable[[str], None]
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunOptions, TrainConfig
 from hybrid_train.data.kept_images import CALIBRATION, VALIDATION
 from hybrid_train.data.loader import Pictures
-from hybrid_train.data.samples import DataOptions, Samples, open_data
+from hybrid_train.data.samples import Samples
+from hybrid_train.data.sources import open_data
 from hybrid_train.data.splits import Split, load_split, make_split, save_split, warnings_of
 from hybrid_train.finalize import FITTED, finish
 from hybrid_train.loop.distributed import join_processes
@@ -25,23 +26,6 @@ from hybrid_train.model.initialize import choose_start, make_model
 from hybrid_train.provenance import write_json
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What a run is started with, beside its settings."""
-
-    data: str
-    output: Path
-    data_options: DataOptions
-    resume: bool = False
-    overwrite: bool = False
-    weights: Path | None = None
-    #: Settings that were asked for; a checkpoint keeps its own for the others.
-    given: frozenset[str] = frozenset()
-    #: None: random weights. Empty: timm's from the hub. Else files, ViT first.
-    pretrained: Sequence[Path] | None = None
-    command: str = ""
 
 
 def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ middle of an epoch, and two processes see what one would.
 
 from __future__ import annotations
 
+import os
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,6 @@ from hybrid_rt.errors import DataError, HybridError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 from hybrid_train.data.samples import Samples
-from hybrid_train.loop.distributed import available_cores
 
 
 class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
@@ -198,3 +198,9 @@ def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]
     images = torch.from_numpy(np.stack([image for image, _ in items]))  # [b, h, w, 3]
     indices = torch.tensor([index for _, index in items])
     return images.permute(0, 3, 1, 2), indices  # NHWC -> NCHW
+
+
+def available_cores() -> int:
+    """Cores for this process: those it may run on, divided among torchrun's on this machine."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, len(os.sched_getaffinity(0)) // local)

@@ -1,6 +1,4 @@
-"""Labelled pictures from anywhere: class folders, parquet, the Hugging Face hub, phantoms.
-
-    samples = open_data("hongrui/mammogram_v_1", DataOptions(label="cancer"))
+"""Samples: labelled pictures, whatever they come from.
 
 Every source becomes one Samples: labels as class indices, groups (patients), and a way to get
 picture i as the runtime's image loader takes it.
@@ -9,17 +7,14 @@ picture i as the runtime's image loader takes it.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.errors import DataError, UsageError
-from hybrid_rt.images.sources import PICTURE_SUFFIXES
+from hybrid_rt.errors import UsageError
 
 #: Folder names that mean a split of the data.
 SPLIT_FOLDERS = {
@@ -110,82 +105,6 @@ class Taken:
         return self.source(self.indices[index])
 
 
-def open_data(data: str, options: DataOptions) -> Samples:
-    """Open DATA as the command line takes it. Raises DataError that says what was found."""
-    from hybrid_train.data import tables
-
-    path = Path(data)
-    if data == "phantom" or data.startswith("phantom:"):
-        samples = tables.open_phantoms(data, options)
-    elif path.is_dir():
-        parquet = sorted(path.rglob("*.parquet"))
-        samples = (
-            tables.open_parquet(parquet, data, options) if parquet else open_folder(path, options)
-        )
-    elif path.is_file():
-        if path.suffix != ".parquet":
-            raise DataError(
-                f"{data} is a {path.suffix or 'plain'} file; expected a parquet file, a folder of "
-                "class folders, a hub name or phantom"
-            )
-        samples = tables.open_parquet([path], data, options)
-    elif data.count("/") == 1 and not data.startswith((".", "/")):
-        samples = tables.open_hub(data, options)
-    else:
-        raise DataError(
-            f"{data} is not there; expected a folder of class folders, a parquet file or a folder "
-            "of them, a hub name such as hongrui/mammogram_v_1, or phantom"
-        )
-    return check(samples)
-
-
-def open_folder(root: Path, options: DataOptions) -> Samples:
-    """One folder a class, or train/val/test folders of those."""
-    if options.label or options.group or options.null_label:
-        raise UsageError(
-            "--label, --group and --null-label are for tables; a folder's classes are the names "
-            "of its sub-folders"
-        )
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    split_of = {p: SPLIT_FOLDERS.get(p.name.lower()) for p in folders}
-    has_splits = bool(folders) and all(split_of.values())
-    entries: list[tuple[Path, str, str]] = []  # file, class, split
-    for folder in folders:
-        split = split_of[folder] or "" if has_splits else ""
-        class_folders = (
-            [p for p in sorted(folder.iterdir()) if p.is_dir()] if has_splits else [folder]
-        )
-        for class_folder in class_folders:
-            entries += [(f, class_folder.name, split) for f in pictures_in(class_folder)]
-    if not entries:
-        raise DataError(
-            f"{root} holds no pictures in sub-folders; expected {root}/CLASS/picture.png, "
-            f"{root}/train/CLASS/picture.png, or parquet files"
-        )
-    found = tuple(sorted({name for _, name, _ in entries}))
-    if has_splits and "train" not in {split for _, _, split in entries}:
-        raise DataError(f"{root} has {', '.join(p.name for p in folders)} but no train folder")
-    classes = rename_classes(found, options.class_names)
-    return Samples(
-        origin=str(root),
-        task=root.name,
-        classes=classes,
-        labels=np.array([found.index(name) for _, name, _ in entries], np.int64),
-        source=[file for file, _, _ in entries].__getitem__,
-        names=[str(file.relative_to(root)) for file, _, _ in entries],
-        given_split=np.array([split for _, _, split in entries]) if has_splits else None,
-    )
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files below a folder, sorted, hidden ones left out."""
-    return [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in PICTURE_SUFFIXES
-    ]
-
-
 def rename_classes(found: tuple[str, ...], names: tuple[str, ...] | None) -> tuple[str, ...]:
     if names is None:
         return found
@@ -195,15 +114,3 @@ def rename_classes(found: tuple[str, ...], names: tuple[str, ...] | None) -> tup
             f"{len(found)} classes: {', '.join(found)}"
         )
     return names
-
-
-def check(samples: Samples) -> Samples:
-    """The samples, if they can be learned from."""
-    present = Counter(samples.labels.tolist())
-    if len(present) < 2:
-        only = samples.classes[next(iter(present))] if present else "none"
-        raise DataError(
-            f"{samples.origin} has one class only for {samples.task!r}: {only} "
-            f"({len(samples)} pictures); expected two or more"
-        )
-    return samples

@@ -1,11 +1,9 @@
-"""Samples from tables: parquet files, hub datasets and the built-in phantoms."""
+"""Samples from tables: parquet files and hub datasets."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,46 +116,6 @@ def encoded_picture(cell: Any, name: str, folder: Path | None) -> Any:
     raise DataError(
         f"{name} has no picture, but {type(cell).__name__}; expected an encoded picture or a path"
     )
-
-
-def open_phantoms(data: str, options: DataOptions) -> Samples:
-    """The built-in synthetic mammograms: ``phantom`` or ``phantom:N`` for about N pictures."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from hybrid_train.loop.distributed import available_cores
-    from hybrid_train.phantom.generate import parse_phantom
-
-    patients = parse_phantom(data)
-    workers = min(available_cores(), 8)
-    bounds = np.linspace(0, patients, workers + 1).astype(int)
-    make = partial(phantom_rows, seed=options.seed)
-    if workers == 1 or patients < 8:
-        parts = [make((0, patients))]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            parts = list(pool.map(make, itertools.pairwise(bounds)))
-    rows = [row for part in parts for row in part]
-    image = find_column("image", options.image, IMAGE_COLUMNS, list(rows[0]), data)
-
-    def name(row: int) -> str:
-        return "phantom-{:05}-{patient_id}-{laterality}-{view}".format(row, **rows[row])
-
-    table = Table(
-        origin=data,
-        columns=list(rows[0]),
-        read=lambda column: [row[column] for row in rows],
-        source=[row[image] for row in rows].__getitem__,
-        name=name,
-    )
-    return samples_of(table, options)
-
-
-def phantom_rows(bounds: tuple[int, int], *, seed: int) -> list[dict[str, Any]]:
-    """Rows of the patients from bounds[0] up to bounds[1]; made in a thread."""
-    from hybrid_train.phantom.generate import generate
-
-    start, stop = (int(b) for b in bounds)
-    return list(generate(stop - start, seed=seed, start=start))
 
 
 def last_line(err: BaseException) -> str:

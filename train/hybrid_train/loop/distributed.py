@@ -60,12 +60,6 @@ class Processes:
         return self.sum(float(flag))[0] > 0
 
 
-def available_cores() -> int:
-    """Cores for this process: those it may run on, divided among torchrun's on this machine."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // local)
-
-
 @contextmanager
 def join_processes() -> Iterator[Processes]:
     """Join the group that torchrun started, or be alone."""

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from hybrid_rt.errors import TrainingError, UsageError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.config import TrainConfig
-from hybrid_train.data.loader import BatchPlan, Loader, Pictures
+from hybrid_train.data.loader import BatchPlan, Loader, Pictures, available_cores
 from hybrid_train.data.splits import Split
 from hybrid_train.evaluation import metrics
-from hybrid_train.loop.distributed import Processes, available_cores
+from hybrid_train.loop.distributed import Processes
 from hybrid_train.loop.epoch_log import Journal
 from hybrid_train.loop.interrupt import StopRequest
 from hybrid_train.loop.optimizer import autocast, choose_precision, exact, freeze_batchnorm

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.files import atomic_path
-from hybrid_train.phantom.generate import IMAGES_PER_PATIENT, generate, preview, write_parquet
+from hybrid_train.phantom.dataset import preview, write_parquet
+from hybrid_train.phantom.generate import IMAGES_PER_PATIENT, generate
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,11 +18,12 @@ from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty import conformal as rt_conformal
 from hybrid_rt.uncertainty.ood import Novelty
 from hybrid_train.config import TrainConfig
-from hybrid_train.evaluation.reliability import fit_temperature, softmax
+from hybrid_train.evaluation.reliability import softmax
 from hybrid_train.model.hybrid import HybridClassifier
 from hybrid_train.posthoc import conformal
 from hybrid_train.posthoc.ood import fit_novelty
 from hybrid_train.posthoc.operating_point import at_threshold, choose_operating_point
+from hybrid_train.posthoc.temperature import fit_temperature
 
 Array = NDArray[Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import OperatingPoint
+from hybrid_train.config import parse_criterion
 from hybrid_train.evaluation.bootstrap import share_interval
 
 Array = NDArray[Any]
@@ -80,25 +80,6 @@ def at_threshold(
         result[name] = float(right[counted].mean()) if counted.any() else None
         result[f"{name}_interval"] = share_interval(right, counted, groups, bootstrap, seed)
     return result
-
-
-def parse_criterion(criterion: str) -> tuple[str, float]:
-    """("sensitivity" | "specificity" | "youden" | "fixed", value)."""
-    name, equals, number = criterion.partition("=")
-    if criterion == "youden":
-        return "youden", 0.0
-    try:
-        value = float(number if equals else name)
-    except ValueError:
-        value = -1.0
-    if not equals and 0 <= value <= 1:
-        return "fixed", value
-    if name in ("sensitivity", "specificity") and 0 < value <= 1:
-        return name, value
-    raise UsageError(
-        f"threshold rule {criterion!r}; expected sensitivity=0.9, specificity=0.9, youden or a "
-        "probability such as 0.5"
-    )
 
 
 def _threshold(probabilities: Array, truth: Array, kind: str, value: float) -> float:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid_rt.spec import ModelSpec
+from hybrid_train.config import RunOptions
 from hybrid_train.data.samples import Samples
 from hybrid_train.data.splits import Split
 from hybrid_train.evaluation.bootstrap import auroc_interval
@@ -18,7 +19,6 @@ from hybrid_train.report.page import GalleryItem, ReportData, write_report
 
 if TYPE_CHECKING:
     from hybrid_train.loop.trainer import Trainer
-    from hybrid_train.run import RunOptions
 
 GALLERY = 12  # of the right answers, and of the wrong ones
 AGE_BANDS = ((0, 50), (50, 60), (60, 70), (70, 200))
