@@ -25,7 +25,7 @@ _said: set[str] = set()
 
 _CUDA = "CUDAExecutionProvider"
 
-#: An ONNX file with one Identity, opset 13. tests/runtime/test_gpu_support.py makes it again.
+#: An ONNX file with one Identity, opset 13. Made again in its test.
 _IDENTITY = (
     b'\x08\x08:;\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x05probeZ\x0f\n\x01a\x12\n\n\x08\x08\x01\x12'
     b"\x04\n\x02\x08\x01b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"

@@ -19,9 +19,9 @@ def test_a_row_is_compared_with_its_like():
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_pytorch_s_rows_give_the_network_s_logits(tmp_path, dtype):
     import torch
-    from tiny_hybrid import make_model
 
     from benchmarks.peers import torch_runner
+    from factories.tiny_hybrid import make_model
     from hybrid_train.model.checkpoint import save_checkpoint
 
     model, spec = make_model()

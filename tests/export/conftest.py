@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_hybrid import make_model, write_pictures
 
+from factories.tiny_hybrid import make_model, write_pictures
 from hybrid_export import pipeline
 from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph.convert import to_onnx

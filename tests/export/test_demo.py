@@ -6,10 +6,10 @@ import csv
 
 import numpy as np
 import pytest
-from certificates import certificate
 from PIL import Image
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from factories.parity_reports import certificate
+from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_export import demo
 from hybrid_rt import HybridEngine, Prediction
 from hybrid_rt.bundle.manifest import Bundle, describe_file

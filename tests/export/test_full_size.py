@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_hybrid import enliven
 
+from factories.tiny_hybrid import enliven
 from hybrid_export.artifacts.tensorrt import why_no_tensorrt
 from hybrid_export.cli import main
 from hybrid_export.network.saliency_reference import heatmaps

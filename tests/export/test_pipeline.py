@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny_hybrid import make_model
 
+from factories.tiny_hybrid import make_model
 from hybrid_export import pipeline
 from hybrid_export.artifacts import onnx_fp32
 from hybrid_export.bundle import staging

@@ -1,8 +1,9 @@
 """Plans for this machine's own GPU. Without one every test here is skipped, and says why."""
 
 import pytest
-from gpu_bundle import export_hybrid, why_not
-from tiny_hybrid import make_model
+
+from factories.gpu_bundle import export_hybrid, why_not
+from factories.tiny_hybrid import make_model
 
 
 def pytest_collection_modifyitems(items):

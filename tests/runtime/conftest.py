@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from certificates import certificate
 from PIL import Image
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from factories.parity_reports import certificate
+from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
 from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import (
     BackendError,
     DigestError,

@@ -4,8 +4,9 @@ Lone ONNX files go into the libraries, each in a child process with 4 GiB of add
 what the libraries take; files of a bundle are stopped by their digest.
 """
 
-import fuzz_models
 import pytest
+
+from tools import fuzz_models
 
 ALLOWED = {
     "BackendError",

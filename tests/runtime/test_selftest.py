@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from certificates import certificate
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from factories.parity_reports import certificate
+from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import HybridEngine, ModelFileError
 from hybrid_rt.bundle.golden import GoldenImages
 from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from certificates import certificate
-from tiny_onnx import tiny_spec, write_tiny_onnx
 
+from factories.parity_reports import certificate
+from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt.bundle.manifest import Bundle, describe_file
 
 ROOT = Path(__file__).parents[2]

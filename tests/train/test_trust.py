@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import foreign
 import numpy as np
 import pytest
 from scipy.stats import betabinom
@@ -11,6 +10,7 @@ from hybrid_export.cli import main as export
 from hybrid_rt import HybridEngine
 from hybrid_rt.uncertainty.conformal import Conformal
 from hybrid_train.cli import main as train
+from tools import out_of_distribution
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -32,7 +32,7 @@ def engine(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fresh(engine):
     """Predictions with sets for 100 patients that the run never saw, and the true labels."""
-    rows = foreign.phantoms(100)
+    rows = out_of_distribution.phantoms(100)
     truth = [engine.spec.classes[row["cancer"]] for row in rows]
     pictures = [row["image"] for row in rows]
     return pictures, truth
@@ -67,17 +67,17 @@ def test_phantoms_are_seldom_foreign(engine, fresh):
     assert rate <= 0.02, rate
 
 
-@pytest.mark.parametrize("name", list(foreign.FOREIGN))
+@pytest.mark.parametrize("name", list(out_of_distribution.FOREIGN))
 def test_foreign_pictures_are_told_apart(engine, fresh, name):
-    own = foreign.novelties(engine, fresh[0])
-    scores = foreign.novelties(engine, foreign.FOREIGN[name]())
-    area = foreign.auroc(own, scores)
+    own = out_of_distribution.novelties(engine, fresh[0])
+    scores = out_of_distribution.novelties(engine, out_of_distribution.FOREIGN[name]())
+    area = out_of_distribution.auroc(own, scores)
     print(f"{name}: AUROC {area:.3f}, called foreign {(scores > 1).mean():.0%}")
     assert area >= 0.95, area
     assert (scores > 1).mean() >= 0.8, scores
 
 
 def test_the_model_abstains_on_them_and_answers_phantoms(engine, fresh):
-    strange = foreign.chests(4) + foreign.digits(4)
+    strange = out_of_distribution.chests(4) + out_of_distribution.digits(4)
     assert all(p.abstained for p in engine.predict(strange, abstain=True))
     assert not any(p.abstained for p in engine.predict(fresh[0][:8], abstain=True))

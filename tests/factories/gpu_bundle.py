@@ -1,0 +1,35 @@
+"""What the GPU tests stand on: whether they can run here, and bundles with plans for this GPU."""
+
+from factories.tiny_hybrid import write_pictures
+from hybrid_export.artifacts.tensorrt import why_no_plan
+from hybrid_export.options import ExportOptions
+from hybrid_rt.cuda import cuda_device
+from hybrid_rt.tensorrt.library import installed_libraries
+
+
+def why_not():
+    """Why the GPU tests cannot run here; None where they can."""
+    return why_no_plan(ExportOptions())
+
+
+def plan_flags():
+    """The exporter's flags for a plan of this machine."""
+    if "tensorrt" in installed_libraries():
+        return ["--tensorrt"]
+    major, _, minor = cuda_device().compute_capability.partition(".")
+    return ["--tensorrt-rtx", f"SM{major}{minor}"]
+
+
+def export_hybrid(folder, model, spec, *flags, count=24):
+    """A bundle with an FP16 plan, made by the command that a user types."""
+    from hybrid_export.cli import main
+    from hybrid_train.model.checkpoint import save_checkpoint
+
+    save_checkpoint(folder / "best.safetensors", model, spec)
+    pictures = write_pictures(folder / "pictures", count)
+    arguments = [
+        *(str(folder / "best.safetensors"), "--fp16", "--output", str(folder / "bundle")),
+        *("--opset", "17", "--verify", str(pictures), *plan_flags(), *flags),
+    ]
+    assert main(arguments) == 0
+    return folder / "bundle"

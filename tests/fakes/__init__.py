@@ -1,0 +1,1 @@
+"""Stand-ins for libraries that are not here, one module a library."""

@@ -1,0 +1,162 @@
+"""One contract, every backend: the same pictures through each, alone and together, gaps printed."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from factories.parity_reports import certificate
+from hybrid_rt import HybridEngine
+from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu
+from hybrid_rt.backends.openvino import OpenVinoSession
+from hybrid_rt.backends.registry import is_installed
+from hybrid_rt.bundle.manifest import Bundle, BundleFile
+from hybrid_rt.bundle.validated import cpu_reports
+from hybrid_rt.cpu import why_unusable
+
+#: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
+WAYS = {
+    "onnxruntime cpu": ({"backend": "onnxruntime", "device": "cpu"}, 1e-5),
+    "openvino cpu": ({"backend": "openvino", "device": "cpu"}, 1e-5),
+    "openvino cpu throughput": ({"backend": "openvino", "mode": "throughput"}, 1e-5),
+    "openvino cpu bf16": ({"backend": "openvino", "precision": "bf16"}, 5e-2),
+    "onnxruntime cuda": ({"backend": "onnxruntime", "device": "cuda:0"}, 1e-3),
+    "onnxruntime tensorrt": ({"backend": "onnxruntime-tensorrt", "device": "cuda:0"}, 1e-2),
+}
+
+
+def ways_here():
+    for name, (arguments, limit) in WAYS.items():
+        if not is_installed(arguments["backend"]):
+            continue
+        if "cuda" in arguments.get("device", "") and not onnxruntime_has_gpu():
+            continue
+        if arguments.get("precision") == "bf16" and why_unusable("openvino", "bf16"):
+            continue
+        yield name, arguments, limit
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, pixels):
+    with HybridEngine(tiny, backend="onnxruntime", device="cpu") as engine:
+        return {n: np.concatenate([engine.run(p[None])[n] for p in pixels]) for n in OUTPUTS}
+
+
+OUTPUTS = ("probabilities", "logits", "features")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"), [pytest.param(a, limit, id=n) for n, a, limit in ways_here()]
+)
+def test_same_answers_alone_in_batches_and_in_any_order(tiny, pixels, reference, arguments, limit):
+    order = np.random.default_rng(0).permutation(len(pixels))
+    with HybridEngine(tiny, batch_size=4, **arguments) as engine:
+        assert engine.info["backend"] == arguments["backend"].partition("-")[0]
+        for size in (1, 2, 3, 4, 8, 11):
+            parts = [engine.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+            shuffled = engine.run(pixels[order[:size]])
+            for name in OUTPUTS:
+                values = np.concatenate([part[name] for part in parts])
+                assert values.dtype == np.float32
+                assert values.flags.c_contiguous
+                gap = np.abs(values - reference[name]).max()
+                moved = np.abs(shuffled[name] - reference[name][order[:size]]).max()
+                print(f"{engine!r} batch {size} {name} max_diff={gap:.1e} shuffled={moved:.1e}")
+                assert max(gap, moved) <= limit
+
+
+def test_every_file_of_a_bundle(bundle_folder, with_files, pictures):
+    with_files(bundle_folder, int8=("int8", True))
+    answers = {}
+    for name in Bundle.load(bundle_folder).files:
+        for backend in ("onnxruntime", "openvino"):
+            with HybridEngine(bundle_folder / name, backend=backend) as engine:
+                answers[name, backend] = engine.predict(pictures).logits
+    for a, b in itertools.combinations(answers, 2):
+        gap = np.abs(answers[a] - answers[b]).max()
+        print(f"{a} {b}: max_diff={gap:.1e}")
+        assert gap <= 1e-5
+
+
+def test_precision_by_certificate(bundle_folder, with_files):
+    """bf16 runs where the file says so, and only there, or where a caller asks for it."""
+    reason = why_unusable("openvino", "bf16")
+    if reason:
+        pytest.skip(reason)
+    with_files(bundle_folder, bf16=("bf16", True))
+    for name, precision, expected in (
+        ("model.onnx", None, "f32"),
+        ("model.onnx", "auto", "f32"),
+        ("model.onnx", "bf16", "bf16"),
+        ("model.bf16.onnx", None, "bf16"),
+        ("model.bf16.onnx", "fp32", "f32"),
+    ):
+        with HybridEngine(bundle_folder / name, backend="openvino", precision=precision) as engine:
+            assert f"CPU {expected}," in engine.info["detail"]
+
+
+@pytest.mark.parametrize(
+    ("checks", "expected"),
+    [
+        (None, set()),
+        ({"passed": True}, set()),
+        ({"passed": True, "backend": "openvino", "device": "cuda:0"}, set()),
+        (certificate(), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        (certificate(passed=False), set()),
+        (certificate(bf16=False), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        ({**certificate(bf16=True), "passed": False}, {("openvino", "fp32"), ("openvino", "bf16")}),
+        ({**certificate(), "also": "openvino"}, {("onnxruntime", "fp32")}),
+    ],
+)
+def test_combinations_come_from_passed_checks(checks, expected):
+    entry = BundleFile(
+        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", certificate=checks
+    )
+    assert set(cpu_reports(entry)) == expected
+    int8 = dataclasses.replace(entry, precision="int8", certificate=certificate(bf16=True))
+    assert ("openvino", "int8+bf16") in cpu_reports(int8)
+
+
+def test_openvino_cache_is_kept_when_asked(tiny_folder, tmp_path, pixels, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes((tiny_folder / "model.onnx").read_bytes())
+    with HybridEngine(path, backend="openvino") as engine:
+        expected = engine.predict(pixels).logits
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    with HybridEngine(path, backend="openvino", cache=True) as engine:
+        np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
+    kept = sorted((tmp_path / ".openvino-cache").iterdir())
+    assert len(kept) == 2, "a batch of 1 and the usual batch"
+
+    def read(_self):
+        raise AssertionError("the ONNX file was read again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenVinoSession, "_read", read)
+        with HybridEngine(path, backend="openvino", cache=True) as engine:
+            np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
+    for damage in (b"", b"not a compiled model", kept[0].read_bytes()[:1000]):
+        for file in kept:
+            file.write_bytes(damage)
+        with HybridEngine(path, backend="openvino", cache=True) as engine:
+            np.testing.assert_array_equal(engine.predict(pixels).logits, expected)
+
+
+def test_another_setting_or_file_is_another_entry(tiny_folder, tmp_path, pixels):
+    path = tmp_path / "model.onnx"
+    path.write_bytes((tiny_folder / "model.onnx").read_bytes())
+    folder = tmp_path / ".openvino-cache"
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 1
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1, threads=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 2
+    model = onnx.load(path)
+    model.doc_string = "another file"
+    onnx.save(model, path)
+    with HybridEngine(path, backend="openvino", cache=True, batch_size=1) as engine:
+        engine.predict(pixels[:1])
+    assert len(list(folder.iterdir())) == 3

@@ -1,0 +1,1 @@
+"""Scripts that make golden data, and that stress or measure the runtime."""
