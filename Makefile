@@ -28,10 +28,11 @@ test: $(STAMP)  ## Run the test suite (tests marked gpu skip themselves where th
 test-slow: $(STAMP)  ## Run the full-size and minutes-long tests too
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## Formatting, lint, and strict types of the runtime
+check: $(STAMP)  ## Formatting, lint, strict types of the runtime, and the word list
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy hybrid_rt
+	$(BIN)/python tests/tools/check_words.py
 
 format: $(STAMP)  ## Format the sources
 	$(BIN)/ruff format .

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import CUDA, EAGER, HEATMAPS, HINTED, PEERS, PLAIN, RUNTIME
-from benchmarks.worker import PeerError, Worker
-from hybrid_export.parity.tolerances import LIMITS
+from benchmarks.rows import CUDA, EAGER, HEATMAPS, HINTED, PLAIN, ROWS, RUNTIME
+from benchmarks.worker import RowError, Worker
+from hybrid_export.parity.tolerances import TOLERANCES
 
 
 @dataclass
 class Result:
-    """One row of one table. Times are seconds for a whole call of ``images`` pictures."""
+    """One row of one table. Times are seconds for a complete call of ``images`` images."""
 
     table: str
     row: str
@@ -75,13 +75,13 @@ class Arena:
         self._broken: dict[str, str] = {}
 
     def worker(self, row: str) -> Worker:
-        """The row's process; raises PeerError if it cannot be loaded, each time it is asked."""
+        """The row's process; raises RowError if it cannot be loaded, each time it is asked."""
         if row in self._broken:
-            raise PeerError(self._broken[row])
+            raise RowError(self._broken[row])
         if row not in self._workers:
             try:
                 self._workers[row] = Worker(row, self.folder)
-            except PeerError as err:
+            except RowError as err:
                 self._broken[row] = str(err)
                 raise
         return self._workers[row]
@@ -101,7 +101,7 @@ class Arena:
         self.keep_only(())
 
     def parity(self, row: str, kind: str = "pixels") -> dict[str, Any]:
-        """The row's logits against PyTorch fp32's, by the limits of our own certificates."""
+        """The row's logits against PyTorch fp32's, by the tolerances of our own parity reports."""
         worker = self.worker(row)
         indices = list(range(4))
         together = np.asarray(worker.ask("logits", kind, indices))
@@ -109,13 +109,13 @@ class Arena:
         reference = self.reference[indices]
         gap = float(np.abs(together - reference).max())
         invariance = float(np.abs(together - alone).max())
-        limit = LIMITS[PEERS[row].precision].logits_max_abs
+        tolerance = TOLERANCES[ROWS[row].precision].logits_max_abs
         flips = int((together.argmax(1) != reference.argmax(1)).sum())
         return {
-            "passed": bool(np.isfinite(together).all() and gap <= limit and flips == 0),
+            "passed": bool(np.isfinite(together).all() and gap <= tolerance and flips == 0),
             "logits_max_abs": gap,
             "batch_invariance_max_abs": invariance,
-            "limit": limit,
+            "tolerance": tolerance,
             "top1_flips": flips,
         }
 
@@ -125,7 +125,7 @@ class Arena:
         worker = self.worker(row)
         result = Result(table, row, images, facts=worker.facts, first_s=worker.first_s)
         result.parity = self.parity(row)
-        result.file_bytes = sum((self.folder / n).stat().st_size for n in PEERS[row].needs)
+        result.file_bytes = sum((self.folder / n).stat().st_size for n in ROWS[row].needs)
         self.results.append(result)
         return result
 
@@ -137,6 +137,6 @@ def baselines_of(table: str, row: str) -> list[str]:
         others = [EAGER]
     if row.endswith(HEATMAPS):
         others = [row.removesuffix(HEATMAPS)]
-    elif PEERS[row].gpu:
+    elif ROWS[row].gpu:
         others = CUDA
     return [other for other in others if other != row]

@@ -5,7 +5,7 @@
 
 Ratios only, never absolute times: they hold across machines of one kind. Exit code 1 names every
 ratio that fell by more than the tolerance. Runs on a shared machine differ, so several may be
-given: the lowest ratio of them is kept, and a fall counts where all of them show it.
+passed: the lowest ratio of them is kept, and a fall counts where all of them show it.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rows first, the minutes-long scenarios of LoadGen last; each may take an hour."""
     order = [
-        "test_floor",
+        "test_roofline",
         "test_choice",
         "test_rows",
         "test_overhead",
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _keep_json(pytestconfig: pytest.Config):
-    """pytest-benchmark's own JSON beside ours, as if --benchmark-json were given.
+    """pytest-benchmark's own JSON beside ours, as if --benchmark-json were passed.
 
     Set once something was measured: with nothing to write, the plugin raises at the end.
     """
@@ -101,7 +101,7 @@ def rounds(pytestconfig: pytest.Config, preset: str) -> Callable[[float], int]:
 
 @pytest.fixture(scope="session")
 def folder(preset: str, pytestconfig: pytest.Config) -> Path:
-    """The prepared model and pictures."""
+    """The prepared model and images."""
     given = pytestconfig.getoption("--prepared")
     return (given or prepared(preset)).resolve()
 

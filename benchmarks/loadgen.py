@@ -22,8 +22,8 @@ import numpy as np
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 SAMPLES = 32
 MIN_SECONDS = 4.0
-#: A scenario takes 5,600 pictures or fewer; a processor too slow for that in this time has no use
-#: for the answer.
+#: A scenario takes 5,600 images or fewer; a processor too slow for that in this time has no
+#: use for the result.
 TIMEOUT_S = 3600
 
 
@@ -61,12 +61,12 @@ def headline(scenario: str, fields: dict[str, str]) -> str:
         if scenario == "MultiStream" and key.startswith("99.00 percentile latency"):
             return f"p99 {float(value) / 1e6:.1f} ms a query of 8, {verdict}"
         if scenario in ("Server", "Offline") and "samples per second" in key:
-            return f"{float(value):.1f} pictures a second, {verdict}"
+            return f"{float(value):.1f} images a second, {verdict}"
     return verdict
 
 
 class SystemUnderTest:
-    """Answers LoadGen's queries with one row; batches what waits, up to eight."""
+    """Completes LoadGen's queries with one row; batches what waits, up to eight."""
 
     def __init__(self, loadgen: Any, run: Any, images: np.ndarray, batch: int) -> None:
         self._loadgen, self._run, self._images, self._batch = loadgen, run, images, batch
@@ -90,11 +90,11 @@ class SystemUnderTest:
                 except queue.Empty:
                     break
             logits = self._run(self._images[[index for _, index in taken]])
-            answers = [
+            responses = [
                 self._loadgen.QuerySampleResponse(identity, row.ctypes.data, row.nbytes)
                 for (identity, _), row in zip(taken, logits, strict=True)
             ]
-            self._loadgen.QuerySamplesComplete(answers)
+            self._loadgen.QuerySamplesComplete(responses)
 
 
 def seconds_of(call: Any, repeats: int = 5) -> float:
@@ -111,10 +111,10 @@ def main(argv: list[str]) -> int:
     folder, row, scenario, output = argv
     import mlperf_loadgen as lg
 
-    from benchmarks.rows import PEERS
+    from benchmarks.rows import ROWS
 
     images = np.load(Path(folder) / "images.npy")[:SAMPLES]
-    run = PEERS[row].load(Path(folder)).pixels
+    run = ROWS[row].load(Path(folder)).pixels
     batch = 1 if scenario == "SingleStream" else 8
     one, eight = seconds_of(lambda: run(images[:1])), seconds_of(lambda: run(images[:8]))
 
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     settings.multi_stream_expected_latency_ns = int(eight * 1e9 / 2)
     settings.multi_stream_samples_per_query = 8
     settings.offline_expected_qps = 1.3 * 8 / eight
-    # 40% of what pictures one by one can do, and a tail allowance of thirty pictures.
+    # 40% of what images one by one can do, and a tail allowance of thirty images.
     settings.server_target_qps = 0.4 / one
     settings.server_target_latency_ns = int(30 * one * 1e9)
     settings.server_target_latency_percentile = 0.99

@@ -23,7 +23,7 @@ def write_page(path: Path, data: dict[str, Any], times: dict[str, list[float]]) 
 
     matplotlib.use("Agg")
     rows = [row for row in data["rows"] if "p50_ms" in row]
-    parts = [
+    sections = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>hybrid-rt benchmarks</title>"
         f"<style>{STYLE}</style><h1>hybrid-rt benchmarks</h1>",
         f"<p class='note'>{html.escape(data['machine']['cpu'])}, {data['machine']['cores']} cores, "
@@ -36,9 +36,9 @@ def write_page(path: Path, data: dict[str, Any], times: dict[str, list[float]]) 
         ("Latency against error", plot_error(rows)),
     ):
         if figure is not None:
-            parts.append(f"<h2>{title}</h2>{to_svg(figure)}")
-    parts.append(f"<h2>Tables</h2><pre>{html.escape(format_tables(data))}</pre></html>")
-    path.write_text("\n".join(parts))
+            sections.append(f"<h2>{title}</h2>{to_svg(figure)}")
+    sections.append(f"<h2>Tables</h2><pre>{html.escape(format_tables(data))}</pre></html>")
+    path.write_text("\n".join(sections))
 
 
 def to_svg(figure: Any) -> str:
@@ -67,7 +67,7 @@ def plot_latency(rows: list[dict[str, Any]], data: dict[str, Any]) -> Any:
         axes.plot([row["p50_ms"], row["p99_ms"]], [y, y], color="#d84315", lw=2)
         axes.text(row["p99_ms"], y, f"  {row['p50_ms']:.1f} ms", va="center", fontsize=9)
     axes.set_yticks(range(len(chosen)), [r["row"] for r in chosen])
-    axes.set_xlabel("ms a picture: bar p50, red to p99")
+    axes.set_xlabel("ms an image: bar p50, red to p99")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -88,8 +88,8 @@ def plot_throughput(rows: list[dict[str, Any]]) -> Any:
         dash = "-" if name.startswith("hybrid-rt") else "--"
         axes.plot(xs, [points[x] for x in xs], dash, marker="o", label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("pictures in a call")
-    axes.set_ylabel("pictures a second")
+    axes.set_xlabel("images in a call")
+    axes.set_ylabel("images a second")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
@@ -109,7 +109,7 @@ def plot_error(rows: list[dict[str, Any]]) -> Any:
         axes.plot(row["p50_ms"], gap, marker, label=row["row"])
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_yscale("log")
-    axes.set_xlabel("ms a picture, p50")
+    axes.set_xlabel("ms an image, p50")
     axes.set_ylabel("largest logit error against PyTorch fp32")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,9 +1,9 @@
-"""The model and the pictures that are measured, made once and kept under .cache/benchmarks.
+"""The model and the images that are measured, made once and kept under .cache/benchmarks.
 
     python -m benchmarks.prepare --preset full
 
 The network has random weights: speed does not depend on them. Only its last layer is fitted, by
-least squares, to tell four kinds of picture apart. With an untouched last layer all pictures get
+least squares, to tell four kinds of image apart. With an untouched last layer all images get
 nearly the same logits, and parity would be measured on rounding noise.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 PRESETS = {
-    "full": {"vit": "vit_base_patch16_224", "cnn": "resnet50", "size": 224, "picture": 1024},
-    "tiny": {"vit": "vit_tiny_patch16_224", "cnn": "resnet10t", "size": 64, "picture": 256},
+    "full": {"vit": "vit_base_patch16_224", "cnn": "resnet50", "size": 224, "image_size": 1024},
+    "tiny": {"vit": "vit_tiny_patch16_224", "cnn": "resnet10t", "size": 64, "image_size": 256},
 }
 CLASSES = ("phantom", "negative", "noise", "stripes")
 IMAGES = 32
@@ -70,7 +70,7 @@ def gpu_name() -> str:
 
 
 def make(preset: str, folder: Path) -> None:
-    """Pictures, checkpoint, the plain export of the usual ways, and our bundle."""
+    """Images, checkpoint, the plain export of the usual ways, and our bundle."""
     import torch
 
     from hybrid_export.cli import main as export
@@ -79,7 +79,7 @@ def make(preset: str, folder: Path) -> None:
 
     sizes = PRESETS[preset]
     print(f"preparing the {preset} model under {folder}", file=sys.stderr, flush=True)
-    paths = write_pictures(folder / "files", IMAGES, sizes["picture"])
+    paths = write_images(folder / "files", IMAGES, sizes["image_size"])
     model, spec = make_model(sizes)
     pixels = load_batch(paths, spec.preprocess)
     np.save(folder / "images.npy", pixels)
@@ -125,9 +125,9 @@ def make_model(sizes: dict) -> tuple:
 
 
 def fit_last_layer(model: object, images: object) -> None:
-    """Least squares from the last hidden layer to +2 for a picture's kind and -2 for the others.
+    """Least squares from the last hidden layer to +2 for an image's kind and -2 for the others.
 
-    Picture i is of kind i modulo 4. A little ridge keeps the weights from fitting rounding.
+    Image i is of kind i modulo 4. A little ridge keeps the weights from fitting rounding.
     """
     import torch
 
@@ -151,7 +151,7 @@ def plain_export(model: object, images: object, path: Path) -> None:
 
     import torch
 
-    from benchmarks.peers import quiet
+    from benchmarks.baselines import quiet
 
     bare = copy.deepcopy(model)
     bare.vit_norm = torch.nn.Identity()
@@ -169,7 +169,7 @@ def plain_export(model: object, images: object, path: Path) -> None:
         )
 
 
-def write_pictures(folder: Path, count: int, size: int) -> list[Path]:
+def write_images(folder: Path, count: int, size: int) -> list[Path]:
     """``count`` square JPEG files: a phantom, its negative, noise and stripes, in turn."""
     from PIL import Image
 
@@ -198,6 +198,6 @@ def write_pictures(folder: Path, count: int, size: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Make the benchmarks' model and pictures.")
+    parser = argparse.ArgumentParser(description="Make the benchmarks' model and images.")
     parser.add_argument("--preset", choices=PRESETS, default="full")
     print(prepared(parser.parse_args().preset))

@@ -1,4 +1,4 @@
-"""The rows of the tables: the usual ways (peers.py) and ours, by name."""
+"""The rows of the tables: the baselines (baselines.py) and ours, by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import Peer, Runner, openvino_runner, ort_runner, torch_runner
+from benchmarks.baselines import Row, Runner, openvino_runner, ort_runner, torch_runner
 
 #: What a row's name says it does besides.
 CACHED, HEATMAPS = ", cached", ", heatmaps"
@@ -41,29 +41,29 @@ def ours(folder: Path, file: str, bundle: str = "bundle", **options: Any) -> Run
     )
 
 
-def _own(name: str, file: str, limits: str, /, *, gpu: bool = False, **options: Any) -> Peer:
+def _own(name: str, file: str, tolerances: str, /, *, gpu: bool = False, **options: Any) -> Row:
     load = partial(ours, file=file, **options)
     needs = (f"bundle/{file or 'model.json'}",)
-    return Peer(name, load, ours=True, gpu=gpu, needs=needs, precision=limits)
+    return Row(name, load, ours=True, gpu=gpu, needs=needs, precision=tolerances)
 
 
-def _throughput(kind: str, file: str, **options: Any) -> list[Peer]:
+def _throughput(kind: str, file: str, **options: Any) -> list[Row]:
     name = f"hybrid-rt {kind}, throughput"
     return [_own(name, file, kind, backend="openvino", mode="throughput", **options)]
 
 
 USUAL_CPU = [
-    Peer("PyTorch eager fp32", torch_runner),
-    Peer("PyTorch autocast bf16", partial(torch_runner, dtype="bfloat16"), precision="bf16"),
-    Peer(
+    Row("PyTorch eager fp32", torch_runner),
+    Row("PyTorch autocast bf16", partial(torch_runner, dtype="bfloat16"), precision="bf16"),
+    Row(
         "torch.compile bf16",
         partial(torch_runner, dtype="bfloat16", compile_mode="default"),
         precision="bf16",
     ),
-    Peer("ONNX Runtime fp32", ort_runner, needs=("plain.onnx",)),
+    Row("ONNX Runtime fp32", ort_runner, needs=("plain.onnx",)),
     # OpenVINO takes bf16 by itself on processors that have it.
-    Peer("OpenVINO default", openvino_runner, needs=("plain.onnx",), precision="bf16"),
-    Peer(
+    Row("OpenVINO default", openvino_runner, needs=("plain.onnx",), precision="bf16"),
+    Row(
         "OpenVINO throughput hint",
         partial(openvino_runner, hint="THROUGHPUT"),
         needs=("plain.onnx",),
@@ -72,19 +72,19 @@ USUAL_CPU = [
 ]
 
 USUAL_GPU = [
-    Peer(
+    Row(
         "PyTorch fp16, CUDA",
         partial(torch_runner, device="cuda", dtype="float16"),
         gpu=True,
         precision="fp16",
     ),
-    Peer(
+    Row(
         "torch.compile max-autotune fp16, CUDA",
         partial(torch_runner, device="cuda", dtype="float16", compile_mode="max-autotune"),
         gpu=True,
         precision="fp16",
     ),
-    Peer(
+    Row(
         "ONNX Runtime CUDA",
         partial(ort_runner, providers=("CUDAExecutionProvider", "CPUExecutionProvider")),
         gpu=True,
@@ -106,7 +106,7 @@ OURS = [
     *_throughput("int8", "model.int8.onnx"),
     _own(f"hybrid-rt bf16{CACHED}", "model.onnx", "bf16", precision="bf16", cache=True),
     _own(f"hybrid-rt int8{CACHED}", "model.int8.onnx", "int8", backend="openvino", cache=True),
-    Peer(
+    Row(
         f"hybrid-rt fp32{HEATMAPS}",
         partial(ours, file="model.onnx", bundle="explained", backend="openvino", precision="fp32"),
         ours=True,
@@ -126,25 +126,25 @@ COMBINATIONS = [
     "hybrid-rt fp32, ONNX Runtime",
     "hybrid-rt fp32",
     "hybrid-rt bf16",
-    *(peer.name for peer in OTHER_COMBINATIONS),
+    *(row.name for row in OTHER_COMBINATIONS),
 ]
 
-CUDA = [peer.name for peer in USUAL_GPU]
-ROWS = {peer.name: peer for peer in (*USUAL_CPU, *USUAL_GPU, *OURS)}
-PEERS = ROWS | {peer.name: peer for peer in OTHER_COMBINATIONS}
+CUDA = [row.name for row in USUAL_GPU]
+ROWS = {row.name: row for row in (*USUAL_CPU, *USUAL_GPU, *OURS)}
+ROWS = ROWS | {row.name: row for row in OTHER_COMBINATIONS}
 
 EAGER, RUNTIME, PLAIN = "PyTorch eager fp32", "ONNX Runtime fp32", "OpenVINO default"
 HINTED = "OpenVINO throughput hint"
 
 
-def why_not(peer: Peer, folder: Path) -> str | None:
+def why_not(row: Row, folder: Path) -> str | None:
     """Why a row cannot run here, or None."""
-    if peer.gpu:
+    if row.gpu:
         from hybrid_rt.cuda import cuda_device_count
 
         if cuda_device_count() == 0:
             return "no NVIDIA GPU"
-    for name in peer.needs:
+    for name in row.needs:
         if not (folder / name).exists():
             return f"{name} was not made on this machine"
     return None

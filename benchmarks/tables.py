@@ -24,7 +24,7 @@ def format_tables(data: dict[str, Any]) -> str:
     amx = "with AMX" if machine["amx"] else "without AMX"
     gpu = f"; {machine['gpu']}" if machine.get("gpu") else ""
     lines = [f"{machine['cpu']}, {machine['cores']} cores, {amx}{gpu}; preset {data['preset']}"]
-    for name, value in data.get("floor", {}).items():
+    for name, value in data.get("roofline", {}).items():
         lines.append(f"  {name}: {value:.3g}")
     for table in dict.fromkeys(row["table"] for row in data["rows"]):
         rows = [row for row in data["rows"] if row["table"] == table]
@@ -49,7 +49,7 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
     others = [name for name in SHORT if any(name in row["faster_than"] for row in rows)]
     head = f"{table:40} {'p50 ms':>8} {'p90':>8} {'p99':>8} {'img/s':>8}"
     head += "".join(f" {SHORT[name]:>10}" for name in others)
-    head += f" {'floor':>6} {'gap':>8} {'first s':>8} {'MiB':>6}"
+    head += f" {'roofline':>8} {'gap':>8} {'first s':>8} {'MiB':>6}"
     lines = [head, "-" * len(head)]
     for row in sorted(rows, key=lambda r: r.get("p50_ms", float("inf"))):
         if row["error"]:
@@ -63,8 +63,8 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
         for name in others:
             ratio = row["faster_than"].get(name)
             line += f" {'-':>10}" if ratio is None else f" {ratio:9.2f}x"
-        share = floor_share(row, data)
-        line += f" {'-':>6}" if share is None else f" {share:6.0%}"
+        share = roofline_share(row, data)
+        line += f" {'-':>8}" if share is None else f" {share:8.0%}"
         line += f" {row['parity']['logits_max_abs']:8.1e}"
         first = row["first_prediction_s"]
         line += f" {first:8.2f}" if first else f" {'-':>8}"
@@ -76,15 +76,15 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
     return lines
 
 
-def floor_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
+def roofline_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
     """Time of the model's operations at the machine's measured rate over the row's time."""
-    floor = data.get("floor")
-    if not floor or row["table"].startswith("load") or "p50_ms" not in row:
+    roofline = data.get("roofline")
+    if not roofline or row["table"].startswith("load") or "p50_ms" not in row:
         return None
-    rate = floor.get(f"{computed_in(row)}_operations_per_s")
+    rate = roofline.get(f"{computed_in(row)}_operations_per_s")
     if rate is None:
         return None
-    return float(floor["operations"] * row["images"] / rate / (row["p50_ms"] / 1e3))
+    return float(roofline["operations"] * row["images"] / rate / (row["p50_ms"] / 1e3))
 
 
 def computed_in(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.rows import COMBINATIONS, FOLDER, PEERS, why_not
+from benchmarks.rows import COMBINATIONS, FOLDER, ROWS, why_not
 
 #: The choice may be slower than the best combination by so much.
 MOST = 1.05
@@ -15,7 +15,7 @@ ROUNDS = {"full": 15, "tiny": 40}
 @pytest.mark.parametrize("batch", [1, 8])
 def test_choice(batch, arena, preset):
     """``HybridEngine(folder)`` without options is within 5% of the best at each batch size."""
-    rows = [row for row in COMBINATIONS if why_not(PEERS[row], arena.folder) is None]
+    rows = [row for row in COMBINATIONS if why_not(ROWS[row], arena.folder) is None]
     arena.keep_only(())
     workers = {row: arena.worker(row) for row in (FOLDER, *rows)}
     times: dict[str, list[float]] = {row: [] for row in workers}

@@ -1,11 +1,11 @@
-"""MLPerf's four scenarios on our fastest certified file; a result that is not VALID fails."""
+"""MLPerf's four scenarios on our fastest validated file; a result that is not VALID fails."""
 
 from __future__ import annotations
 
 import pytest
 
 from benchmarks.loadgen import SCENARIOS, headline, run_child
-from benchmarks.rows import PEERS, why_not
+from benchmarks.rows import ROWS, why_not
 
 ROW = "hybrid-rt int8"
 
@@ -13,7 +13,7 @@ ROW = "hybrid-rt int8"
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_scenario(scenario, arena, folder, tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="pip install mlcommons-loadgen")
-    reason = why_not(PEERS[ROW], folder)
+    reason = why_not(ROWS[ROW], folder)
     if reason:
         pytest.skip(reason)
     arena.keep_only(())

@@ -41,7 +41,7 @@ class Timed:
 
 
 def watch(engine: Any) -> Timed:
-    """Puts a Timed between the engine and the library: its call for one picture, nothing else."""
+    """Puts a Timed between the engine and the library: its call for one image, nothing else."""
     session = engine._session
     if session.backend == "onnxruntime":
         session._session = Timed(session._session, "run")
@@ -56,7 +56,7 @@ def watch(engine: Any) -> Timed:
 
 @pytest.mark.parametrize(("backend", "file", "options"), FILES)
 def test_overhead(backend, file, options, arena, folder, rounds, benchmark):
-    """One picture, pixels to a Prediction, and how much of it the library took."""
+    """One image, pixels to a Prediction, and how much of it the library took."""
     from hybrid_rt import HybridEngine
 
     path = folder / "bundle" / file

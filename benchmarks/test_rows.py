@@ -13,13 +13,12 @@ from benchmarks.rows import (
     EAGER,
     HEATMAPS,
     HINTED,
-    PEERS,
     PLAIN,
     ROWS,
     RUNTIME,
     why_not,
 )
-from benchmarks.worker import PeerError
+from benchmarks.worker import RowError
 
 LATENCY = [n for n in ROWS if "throughput" not in n and not n.endswith(CACHED)]
 OURS = [n for n in ROWS if n.startswith("hybrid-rt") and not n.endswith((CACHED, HEATMAPS))]
@@ -32,19 +31,19 @@ BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
 
 @pytest.mark.parametrize("row", LATENCY)
 def test_batch_1(row, arena, rounds, benchmark):
-    """One picture, pixels to logits."""
+    """One image, pixels to logits."""
     measure("batch 1", row, "pixels", (1,), 1, arena, rounds, benchmark)
 
 
 @pytest.mark.parametrize("row", LATENCY)
 def test_batch_8(row, arena, rounds, benchmark):
-    """Eight pictures in one call, pixels to logits."""
+    """Eight images in one call, pixels to logits."""
     measure("batch 8", row, "pixels", (8,), 8, arena, rounds, benchmark)
 
 
 @pytest.mark.parametrize("row", OFFLINE)
 def test_offline(row, arena, rounds, benchmark):
-    """As many pictures as possible: four batches of eight, side by side where a row can."""
+    """As many images as possible: four batches of eight, side by side where a row can."""
     batch, count = BATCHES["offline"]
     images = batch * count
     measure("offline", row, "offline", (batch, count), images, arena, rounds, benchmark)
@@ -59,13 +58,13 @@ def test_file_to_label(row, arena, rounds, benchmark):
 @pytest.mark.parametrize("row", LOADS)
 def test_load(row, arena, rounds, benchmark):
     """From opening the model to the first prediction, in a new process, its files read before."""
-    reason = why_not(PEERS[row], arena.folder)
+    reason = why_not(ROWS[row], arena.folder)
     if reason:
         pytest.skip(reason)
     result = arena.start("load to first prediction", row, 1, [])
     arena.keep_only(())
     cost = 2 * arena.load_time(row)  # fills the cache, if the row has one
-    others = [PLAIN] if row != PLAIN and why_not(PEERS[PLAIN], arena.folder) is None else []
+    others = [PLAIN] if row != PLAIN and why_not(ROWS[PLAIN], arena.folder) is None else []
     result.others = {name: [] for name in others}
 
     def before() -> None:
@@ -89,21 +88,21 @@ def measure(
     rounds: Rounds,
     benchmark,
 ) -> None:
-    reason = why_not(PEERS[row], arena.folder)
+    reason = why_not(ROWS[row], arena.folder)
     if reason:
         pytest.skip(reason)
-    baselines = [b for b in baselines_of(table, row) if why_not(PEERS[b], arena.folder) is None]
+    baselines = [b for b in baselines_of(table, row) if why_not(ROWS[b], arena.folder) is None]
     try:
         result = arena.start(table, row, images, baselines)
-    except PeerError as err:
-        if PEERS[row].ours:
+    except RowError as err:
+        if ROWS[row].ours:
             raise
         pytest.skip(f"cannot run here: {err}")
     if not result.parity["passed"]:
         result.error = "parity failed"
-        if PEERS[row].ours:
-            pytest.fail(f"{row} does not give PyTorch's answers: {result.parity}")
-        pytest.skip(f"{row} does not give PyTorch's answers: {result.parity}")
+        if ROWS[row].ours:
+            pytest.fail(f"{row} does not match PyTorch: {result.parity}")
+        pytest.skip(f"{row} does not match PyTorch: {result.parity}")
     worker = arena.worker(row)
     others = {name: arena.worker(name) for name in baselines}
     cost = sum(one.ask(command, *arguments) for one in (*others.values(), worker))  # warm-up

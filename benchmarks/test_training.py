@@ -2,7 +2,7 @@
 
     pytest benchmarks/test_training.py -s [--preset tiny]
 
-Both train the same number of equal pictures from memory, in turn, round by round. "tiny" compares
+Both train the same number of equal images from memory, in turn, round by round. "tiny" compares
 the tiny preset's two timm networks in both loops; "full" puts torchvision's vit_b_16 and resnet50
 on the plain side.
 """
@@ -20,8 +20,8 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def pictures(preset):
-    """Training and validation pictures, in memory, with labels."""
+def samples_in_memory(preset):
+    """Training and validation images, in memory, with labels."""
     size, batch, batches = SIZES[preset]
     rng = np.random.default_rng(0)
     count = batch * batches + 8
@@ -29,9 +29,9 @@ def pictures(preset):
 
 
 def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
-    """Pictures a second of hybrid-train's loop at its defaults, as its own log reports them."""
+    """Images a second of hybrid-train's loop at its defaults, as its own log reports them."""
     from hybrid_train.config import PRESETS
-    from hybrid_train.data.loader import Pictures
+    from hybrid_train.data.loader import ImageDataset
     from hybrid_train.data.samples import Samples
     from hybrid_train.data.splits import Split
     from hybrid_train.loop.distributed import join_processes
@@ -51,7 +51,7 @@ def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> f
         names=[str(i) for i in range(len(images))],
     )
     start = choose_start(config)
-    table = Pictures(samples, start.preprocess)
+    table = ImageDataset(samples, start.preprocess)
     table.decode_all(1e10)
     folder.mkdir(exist_ok=True)
     every = np.arange(len(images))
@@ -91,7 +91,7 @@ def plain_network(preset: str):
 
 
 def plain(preset: str, images: np.ndarray, labels: np.ndarray, *, autocast: bool) -> float:
-    """Pictures a second of the loop that tutorials show: Dataset, DataLoader, AdamW."""
+    """Images a second of the loop that tutorials show: Dataset, DataLoader, AdamW."""
     import torch
     from PIL import Image
     from torchvision import transforms
@@ -129,8 +129,8 @@ def plain(preset: str, images: np.ndarray, labels: np.ndarray, *, autocast: bool
     return (len(images) - 8) / (time.perf_counter() - started)
 
 
-def test_training_throughput(preset, pictures, tmp_path, benchmark, pytestconfig):
-    images, labels = pictures
+def test_training_throughput(preset, samples_in_memory, tmp_path, benchmark, pytestconfig):
+    images, labels = samples_in_memory
     rates: dict[str, list[float]] = {"ours": [], "plain fp32": [], "plain autocast bf16": []}
 
     def one_round() -> None:

@@ -1,4 +1,4 @@
-"""One row in one process: loads a peer, then runs what the parent asks and says how long it took.
+"""One row in one process: loads it, then runs what the parent asks and returns how long it took.
 
 Separate processes keep libraries, thread pools and memory apart, and make load time and peak
 memory those of the row alone. The parent asks one worker at a time, so that the others sleep.
@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 
 
-class PeerError(RuntimeError):
+class RowError(RuntimeError):
     """A row that could not be loaded or run; the message is the worker's."""
 
 
 def serve(connection: Connection, module: str, name: str, folder: str, started: float) -> None:
-    """The worker's loop: answers (command, arguments) until told to stop."""
+    """The worker's loop: run (command, arguments) until told to stop."""
     import importlib
 
     try:
         images = np.load(Path(folder) / "images.npy")
         files = sorted(str(p) for p in (Path(folder) / "files").iterdir())
-        peer = importlib.import_module(module).PEERS[name]
+        row = importlib.import_module(module).ROWS[name]
         opened = time.perf_counter()
-        runner = peer.load(Path(folder))
+        runner = row.load(Path(folder))
         logits = runner.pixels(images[:1])
         ready = {
             "load_s": time.perf_counter() - opened,
@@ -129,22 +129,22 @@ class Worker:
 
     def _receive(self) -> Any:
         if not self._connection.poll(self.limit):
-            raise PeerError(f"{self.name}: no answer within {self.limit:.0f} s")
+            raise RowError(f"{self.name}: no reply within {self.limit:.0f} s")
         try:
             kind, value = self._connection.recv()
         except (EOFError, ConnectionError) as err:
             self._process.join(5)
-            raise PeerError(f"{self.name}: process ended, code {self._process.exitcode}") from err
+            raise RowError(f"{self.name}: process ended, code {self._process.exitcode}") from err
         if kind == "failed":
-            raise PeerError(f"{self.name}: {value}")
+            raise RowError(f"{self.name}: {value}")
         return value
 
     def ask(self, command: str, *arguments: Any) -> Any:
-        """Run one command in the worker and wait for its answer."""
+        """Run one command in the worker and wait for its reply."""
         try:
             self._connection.send((command, arguments))
         except OSError as err:
-            raise PeerError(f"{self.name}: process is gone") from err
+            raise RowError(f"{self.name}: process is gone") from err
         return self._receive()
 
     def close(self) -> None:

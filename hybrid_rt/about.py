@@ -1,4 +1,4 @@
-"""What an engine says about itself: file, library, device, precision, certificate, versions."""
+"""Describe an engine: file, library, device, precision, parity report, versions."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def engine_info(session: Session, spec: ModelSpec, model: ModelFile | None) -> d
         "detail": session.detail,
         "precision": None if entry is None else entry.precision,
         "sha256": None if entry is None else entry.sha256,
-        "certified_by": None if model is None else model.certified_by,
-        "certificate": None
-        if entry is None or entry.certificate is None
-        else dict(entry.certificate),
+        "validated_by": None if model is None else model.validated_by,
+        "parity_report": None
+        if entry is None or entry.parity_report is None
+        else dict(entry.parity_report),
         "classes": list(spec.classes),
         "input": [spec.preprocess.height, spec.preprocess.width, 3],
         "outputs": list(session.output_names),

@@ -1,6 +1,6 @@
-"""hybrid-predict: answers for pictures, from the command line.
+"""hybrid-predict: predictions for images, from the command line.
 
-hybrid-predict model.onnx scans/ --format csv --output answers.csv
+hybrid-predict model.onnx scans/ --format csv --output predictions.csv
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 _EXAMPLE = """\
 example:
-  hybrid-predict model.onnx scan.dcm photos/ --format csv --output answers.csv
+  hybrid-predict model.onnx scan.dcm photos/ --format csv --output predictions.csv
   hybrid-predict model.onnx scan.dcm --coverage 0.9 --threshold 0.3 --abstain
 
-exit codes: 0 done, 1 a picture or the machine failed, 2 wrong usage or a bad model file
+exit codes: 0 done, 1 an image or the machine failed, 2 wrong usage or a bad model file
 """
 
 
@@ -57,25 +57,30 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hybrid-predict",
-        description="Classify pictures with an exported model.",
+        description="Classify images with an exported model.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="model.onnx, model.plan or a bundle's folder")
-    add("images", metavar="IMAGE", nargs="*", help="picture files, DICOM files, folders, globs")
+    add("images", metavar="IMAGE", nargs="*", help="image files, DICOM files, folders, globs")
     add("--format", choices=("table", "json", "jsonl", "csv"), default="table")
     add("--output", metavar="FILE", type=Path, help="write there, whole or not at all")
     add("--explain", metavar="DIR", type=Path, help="write heatmap overlays as PNG there")
-    add("--coverage", type=float, metavar="X", help="add a set of labels that covers the true one")
+    add(
+        "--coverage",
+        type=float,
+        metavar="X",
+        help="add a prediction set that covers the true label",
+    )
     add(
         "--coverage-by",
-        choices=("class", "picture"),
+        choices=("class", "image"),
         default="class",
-        help="count it within each class or over all pictures (default: class)",
+        help="count it within each class or over all images (default: class)",
     )
     add("--threshold", metavar="X", help="decide at this probability, or CLASS=X")
-    add("--abstain", action="store_true", help="no answer for pictures unlike the training data")
+    add("--abstain", action="store_true", help="no prediction for out-of-distribution images")
     add("--device", default="auto", help="auto, cpu or cuda:0 (default: auto)")
     add("--backend", choices=tuple(BACKENDS), help="default: chosen from the file and machine")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="for OpenVINO")
@@ -83,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="threads of the inference library")
     add("--throughput", action="store_true", help="run batches side by side")
     add("--cache", action="store_true", help="let OpenVINO keep compiled models beside the file")
-    add("--rebuild", action="store_true", help="build a plan again if it is for another machine")
+    add(
+        "--rebuild", action="store_true", help="build the engine again if it is for another machine"
+    )
     add("--float-range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of float images")
     add("--selftest", action="store_true", help="run the bundle's golden images on this machine")
     add("--info", action="store_true", help="print what runs where, as JSON")
@@ -95,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
     from hybrid_rt.engine import HybridEngine
 
     if not args.images and not args.selftest and not args.info:
-        raise UsageError("no IMAGE given; expected picture files, folders or globs after MODEL")
+        raise UsageError("no IMAGE given; expected image files, folders or globs after MODEL")
     paths = expand(args.images)
     with HybridEngine(
         args.model,
@@ -129,11 +136,11 @@ def _predict(engine: HybridEngine, paths: list[Path], args: argparse.Namespace) 
     asked = engine.rules(**rules)
     if asked.coverage is not None and asked.coverage.note:
         print(f"hybrid-predict: {asked.coverage.note}", file=sys.stderr)
-    items = (_explained if args.explain else _answers)(engine, paths, args, rules)
+    items = (_explained if args.explain else _predictions)(engine, paths, args, rules)
     watched = _reported(progress(items, len(paths), label="predict"), failed)
     optional = ["decision"] * (asked.point is not None)
-    optional += ["label_set"] * (asked.coverage is not None)
-    optional += ["novelty", "foreign"] * engine.knows_novelty
+    optional += ["prediction_set"] * (asked.coverage is not None)
+    optional += ["ood_score", "is_ood"] * engine.detects_ood
     lines: dict[str, Callable[..., Iterator[str]]] = {
         "table": text_lines,
         "json": json_lines,
@@ -144,11 +151,11 @@ def _predict(engine: HybridEngine, paths: list[Path], args: argparse.Namespace) 
         for line in lines[args.format](watched, engine.spec):
             file.write(line)
     if failed:
-        print(f"hybrid-predict: {len(failed)} of {len(paths)} pictures failed", file=sys.stderr)
+        print(f"hybrid-predict: {len(failed)} of {len(paths)} images failed", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _answers(
+def _predictions(
     engine: HybridEngine, paths: list[Path], args: argparse.Namespace, rules: RuleArguments
 ) -> Iterator[Prediction | PredictionError]:
     return engine.stream(paths, float_range=_float_range(args), **rules)

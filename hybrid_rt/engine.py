@@ -1,4 +1,4 @@
-"""HybridEngine: pictures in, answers out.
+"""HybridEngine: images in, predictions out.
 
 engine = HybridEngine("model.onnx")
 for p in engine.predict(["a.png", "scan.dcm"]):
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 class HybridEngine(OpenModel):
-    """A model, opened once, for any number of pictures and threads.
+    """A model, opened once, for any number of images and threads.
 
-    ``path`` is an ONNX file, a TensorRT plan or a bundle's folder, of which the fastest certified
+    ``path`` is an ONNX file, a TensorRT plan or a bundle's folder, of which the fastest validated
     file for this machine is taken (see hybrid_rt.selection). ``device`` is "auto", "cpu" or
     "cuda:0"; ``backend`` one of backends.registry.BACKENDS; ``precision`` "auto", "fp32" or
     "bf16" (OpenVINO only: the others compute as the file says). ``threads`` bounds the library's
@@ -92,18 +92,18 @@ class HybridEngine(OpenModel):
         threshold: float | OperatingPoint | None = None,
         abstain: bool = False,
     ) -> Prediction | Predictions:
-        """The answer for one picture, or the answers for many.
+        """Return the prediction for one image, or the predictions for many.
 
-        One picture (a path, bytes, a file object, a PIL image, an array ``[H,W]`` or ``[H,W,C]``)
-        gives a Prediction. Many (a list, another iterable, an array ``[N,H,W,C]``) give
-        Predictions in their order. ``float_range`` says what black and white are in float
-        arrays, such as (0, 1). Raises ImageError that names the picture which cannot be read.
+        One image (a path, bytes, a file object, a PIL image, an array ``[H,W]`` or ``[H,W,C]``)
+        returns a Prediction. Many (a list, another iterable, an array ``[N,H,W,C]``)
+        return Predictions in their order. ``float_range`` says what black and white are in float
+        arrays, such as (0, 1). Raises ImageError that names the image which cannot be read.
 
-        ``coverage`` 0.9 adds a set of labels that holds the true one for 90% of the pictures of
-        each class (``coverage_by="picture"``: of all pictures together) like those it was
-        calibrated on. ``threshold`` decides in place of the spec's operating point. ``abstain``
-        gives no label to a picture unlike the training pictures. See docs/trust.md; a model that
-        lacks the data for a wish raises ModelFileError, an impossible wish UsageError.
+        ``coverage`` 0.9 adds a prediction set that holds the true label for 90% of the
+        images of each class (``coverage_by="image"``: of all images together) like those
+        it was calibrated on. ``threshold`` decides in place of the spec's operating point.
+        ``abstain`` returns no label for an out-of-distribution image. See docs/trust.md; a model
+        that lacks the data for an option raises ModelFileError, an invalid option UsageError.
         """
         asked = self.rules(
             coverage=coverage, coverage_by=coverage_by, threshold=threshold, abstain=abstain
@@ -129,7 +129,7 @@ class HybridEngine(OpenModel):
     ) -> NDArray[np.float32]:
         """Features, float32 ``[N, F]``: the ViT's class token, then the CNN's pooled map.
 
-        Takes what predict takes; one picture gives ``[1, F]``.
+        Takes what predict takes; one image returns ``[1, F]``.
         """
         if is_one(imgs):
             return self.run(self.load(imgs, float_range=float_range)[None])["features"]
@@ -146,11 +146,11 @@ class HybridEngine(OpenModel):
         float_range: tuple[float, float] | None = None,
         **rules: Unpack[RuleArguments],
     ) -> Iterator[Prediction | PredictionError]:
-        """Answers for any number of pictures, in order, in constant memory.
+        """Yield predictions for any number of images, in order, in constant memory.
 
-        Decoding in threads overlaps the model. A picture that cannot be read gives a
-        PredictionError in its place, or raises with ``on_error="raise"``. Sources are taken a few
-        batches ahead of the answers. ``rules`` are predict's coverage, threshold and abstain.
+        Decoding in threads overlaps the model. An image that cannot be read yields
+        a PredictionError in its place, or raises with ``on_error="raise"``. Sources are taken a few
+        batches ahead of the predictions. ``rules`` are predict's coverage, threshold and abstain.
         """
         if on_error not in ("yield", "raise"):
             raise UsageError(f"on_error is {on_error!r}; expected 'yield' or 'raise'")
@@ -166,7 +166,7 @@ class HybridEngine(OpenModel):
         float_range: tuple[float, float] | None = None,
         **rules: Unpack[RuleArguments],
     ) -> Explanation | list[Explanation]:
-        """Where each branch looked: an Explanation for one picture, a list for many.
+        """Where each branch looked: an Explanation for one image, a list for many.
 
         ``rules`` are predict's coverage, threshold and abstain.
         Needs a model exported with ``--explain``; raises ModelFileError for others.
@@ -189,7 +189,7 @@ class HybridEngine(OpenModel):
         float_range: tuple[float, float] | None = None,
         **rules: Unpack[RuleArguments],
     ) -> Iterator[Explanation | PredictionError]:
-        """Explanations for any number of pictures, in order; errors in place of unreadable ones."""
+        """Explanations for any number of images, in order; errors in place of unreadable ones."""
         from hybrid_rt.results.explanation import Explanation, check_heatmaps
 
         check_heatmaps(self._session.output_names, self._describe_file())
@@ -197,7 +197,7 @@ class HybridEngine(OpenModel):
         asked = self.rules(**rules)
 
         def explained() -> Iterator[Explanation | PredictionError]:
-            # Each picture is read twice, for the model and for people; a file can be read once.
+            # Each image is read twice, for the model and for people; a file can be read once.
             rereadable = (s.read() if hasattr(s, "read") else s for s in sources)
             results = self._pipeline(rereadable, batch_size, float_range)
             for i, (source, row) in enumerate(results):
@@ -211,7 +211,7 @@ class HybridEngine(OpenModel):
         return explained()
 
     def selftest(self) -> SelfTest:
-        """Run the bundle's golden images here and compare with PyTorch's answers.
+        """Run the bundle's golden images here and compare with PyTorch's outputs.
 
         Tells a preprocessing fault (the pixels differ) from an engine fault (the outputs differ).
         Raises ModelFileError where the model has no bundle or no golden images.
@@ -232,11 +232,11 @@ class HybridEngine(OpenModel):
     def rules(self, **asked: Unpack[RuleArguments]) -> Rules:
         """predict's coverage, coverage_by, threshold and abstain, checked against this model.
 
-        Raises ModelFileError where the model lacks the data, UsageError for an impossible wish.
+        Raises ModelFileError if the model lacks the data, UsageError if an argument is invalid.
         """
         rules = make_rules(self.spec, **asked)
         if rules.abstain:
-            self.check_novelty()
+            self.check_ood()
         return rules
 
     def _pipeline(
@@ -261,7 +261,7 @@ class HybridEngine(OpenModel):
     def _rows(
         self, imgs: Any, batch_size: int | None, float_range: tuple[float, float] | None
     ) -> Iterator[tuple[Any, Outputs]]:
-        """Sources with their rows of the outputs; raises the first picture's error."""
+        """Sources with their rows of the outputs; raises the first image's error."""
         if float_range is None and self._are_pixels(imgs):  # no decoding to overlap
             size = batch_size or self._batch_size
             for start in range(0, len(imgs), size):
@@ -272,7 +272,7 @@ class HybridEngine(OpenModel):
             return
         if not isinstance(imgs, Iterable):
             raise ImageError(
-                f"{type(imgs).__name__} is no picture; expected a path, bytes, a PIL image, an "
+                f"{type(imgs).__name__} is no image; expected a path, bytes, a PIL image, an "
                 "array or a list of them"
             )
         for i, (source, row) in enumerate(self._pipeline(imgs, batch_size, float_range)):
@@ -294,7 +294,7 @@ class HybridEngine(OpenModel):
     ) -> Iterator[Prediction | PredictionError]:
         for i, (source, row) in enumerate(results):
             if not isinstance(row, HybridError):
-                # Only a path is kept for a notebook's picture: memory must not grow.
+                # Only a path is kept for a notebook's image: memory must not grow.
                 kept = source if is_named(source) else None
                 yield self._prediction(row, _name(source, i), kept, float_range, rules)
             elif on_error == "raise":
@@ -310,9 +310,9 @@ class HybridEngine(OpenModel):
         float_range: tuple[float, float] | None,
         rules: Rules,
     ) -> Prediction:
-        picture = None
+        load_image = None
         if source is not None and not hasattr(source, "read"):
-            picture = functools.partial(
+            load_image = functools.partial(
                 decode, source, self.spec.preprocess, float_range=float_range
             )
         return Prediction.from_outputs(
@@ -320,9 +320,9 @@ class HybridEngine(OpenModel):
             row["probabilities"],
             row["logits"],
             name,
-            picture,
+            load_image,
             rules=rules,
-            novelty=float(row["novelty"]) if "novelty" in row else None,
+            ood_score=float(row["ood_score"]) if "ood_score" in row else None,
         )
 
 

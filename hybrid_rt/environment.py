@@ -45,7 +45,7 @@ _PACKAGES = (
 )
 
 
-_NO_GPU = "no NVIDIA GPU answers, see above"
+_NO_GPU = "no NVIDIA GPU responds, see above"
 
 
 @dataclass(frozen=True)

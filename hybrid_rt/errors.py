@@ -1,6 +1,6 @@
 """The exceptions of hybrid_rt, hybrid_train and hybrid_export: one tree, rooted in HybridError.
 
-Every message says what was given, what was expected and what to do about it. Each class also
+Every message says what was passed, what was expected and what to do about it. Each class also
 inherits the matching builtin, so ``except ValueError`` keeps working.
 """
 
@@ -24,7 +24,7 @@ class ImageError(HybridError, ValueError):
 
 
 class MissingDecoderError(ImageError, ImportError):
-    """A picture whose decoder is not installed; the message names the package to install."""
+    """An image whose decoder is not installed; the message names the package to install."""
 
 
 class ModelFileError(HybridError, ValueError):
@@ -64,4 +64,4 @@ class ExportError(HybridError, RuntimeError):
 
 
 class ParityError(ExportError):
-    """An exported file that does not give the answers of its PyTorch original."""
+    """An exported file whose outputs differ from its PyTorch original."""

@@ -1,4 +1,4 @@
-"""An opened model: a picture to pixels, pixels to outputs, and what runs where.
+"""An opened model: an image to pixels, pixels to outputs, and what runs where.
 
 HybridEngine builds on it; servers and batch jobs use its two steps, ``load`` and ``run``, apart.
 """
@@ -23,7 +23,7 @@ from hybrid_rt.errors import BackendError, ImageError, ModelFileError, UsageErro
 from hybrid_rt.images.load import load_pixels, source_name
 from hybrid_rt.selection import ModelFile, find_model
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.uncertainty.ood import Novelty, why_missing
+from hybrid_rt.uncertainty.ood import OodDetector, why_missing
 
 _Opened = TypeVar("_Opened", bound="OpenModel")
 
@@ -113,10 +113,10 @@ class OpenModel:
         # Pixels of this shape need no further step, unless a crop looks at their content.
         self._identity = size.crop == "none"
         self._folder = None if model is None else model.path.parent
-        self._novelty = None if self._folder is None else Novelty.load(self._folder, spec)
+        self._ood = None if self._folder is None else OodDetector.load(self._folder, spec)
 
     def load(self, source: Any, *, float_range: tuple[float, float] | None = None) -> Pixels:
-        """One picture as the model's input, uint8 ``[H,W,3]``. Raises ImageError."""
+        """One image as the model's input, uint8 ``[H,W,3]``. Raises ImageError."""
         if float_range is None and self._is_pixels(source, 3):
             pixels: Pixels = source
             return pixels
@@ -151,25 +151,27 @@ class OpenModel:
         return self._session.run(images)
 
     @property
-    def knows_novelty(self) -> bool:
-        """Whether predictions come with a novelty: the model knows its training pictures."""
-        return self._novelty is not None
+    def detects_ood(self) -> bool:
+        """Whether predictions have an ``ood_score``: the model has a detector."""
+        return self._ood is not None
 
-    def check_novelty(self) -> None:
-        """Raise ModelFileError, with what to do, where predictions come without a novelty."""
-        if self._novelty is None:
+    def check_ood(self) -> None:
+        """Raise ModelFileError, with what to do, if predictions have no ``ood_score``."""
+        if self._ood is None:
             raise ModelFileError(why_missing(self.spec.extras, self._folder))
 
     def _judged(self, images: Pixels) -> Outputs:
-        """What ``run`` gives, and each picture's ``novelty`` ``[N]`` where the model has it."""
+        """What ``run`` returns, and each image's ``ood_score`` ``[N]`` if the model has a
+        detector.
+        """
         outputs = self.run(images)
-        if self._novelty is not None:
-            outputs["novelty"] = self._novelty.score(outputs["features"])
+        if self._ood is not None:
+            outputs["ood_score"] = self._ood.score(outputs["features"])
         return outputs
 
     @property
     def batch_size(self) -> int:
-        """Pictures a batch where a method is not told otherwise."""
+        """Images a batch where a method is not told otherwise."""
         return self._batch_size
 
     @property

@@ -1,12 +1,12 @@
 """Which file of a bundle to open on this machine, and what is known about it.
 
-A folder gives its fastest certified file for this machine:
+A folder opens its fastest validated file for this machine:
 
 - with a GPU: a TensorRT plan that fits it, then fp16, bf16 and fp32 ONNX (onnxruntime-gpu);
-- on a CPU: by the measured speed of each backend and precision that a certificate covers.
+- on a CPU: by the measured speed of each backend and precision that a parity report covers.
 
-An ONNX file named by the caller is run on a CPU in the fastest way that its certificate covers. A
-file counts as certified when its parity certificate passed; a plan without one of its own takes
+An ONNX file named by the caller is run on a CPU in the fastest way that its parity report covers. A
+file counts as validated when its parity report passed; a plan without one of its own takes
 that of the ONNX it was built from. Nothing is deserialized before its SHA-256 was compared.
 """
 
@@ -56,11 +56,11 @@ class ModelFile:
         return cpu_reports(self.entry).get(key)
 
     @property
-    def certified_by(self) -> str | None:
-        """The file whose passed parity certificate covers this one."""
+    def validated_by(self) -> str | None:
+        """The file whose passed parity report covers this one."""
         if self.bundle is None:
             return None
-        return _certified_by(self.bundle, self.path.name)
+        return _validated_by(self.bundle, self.path.name)
 
 
 def find_model(
@@ -138,7 +138,7 @@ def _from_bundle(bundle: Bundle, choice: Choice) -> ModelFile:
 def _named(
     bundle: Bundle, path: Path, device: str, backend: str | None, precision: str | None
 ) -> Choice:
-    """The file that the caller named; on a CPU in the fastest way that its certificate covers."""
+    """The file that the caller named; on a CPU in the fastest way that its parity report covers."""
     choice = Choice(path.name, "named by the caller")
     kind, _ = parse_device(device)
     asked = backend is not None and backend not in ("openvino", "onnxruntime")
@@ -149,7 +149,7 @@ def _named(
     entry = {path.name: bundle.files[path.name]}
     found = candidates(entry, machine.cpu, machine.allowed(backend))
     if not found:
-        return Choice(path.name, "named by the caller; no certificate covers what runs here")
+        return Choice(path.name, "named by the caller; no parity report covers what runs here")
     reason = f"named by the caller; {describe(found, machine.cpu)}"
     return Choice(path.name, reason, found[0].backend, found[0].hint)
 
@@ -204,9 +204,9 @@ def fastest(
     backend: str | None = None,
     precision: str | None = None,
 ) -> Choice:
-    """The bundle's fastest certified file for the first machine that has one.
+    """The bundle's fastest validated file for the first machine that has one.
 
-    Raises ModelFileError if no certified file runs on any of them.
+    Raises ModelFileError if no validated file runs on any of them.
     """
     passed_over = ""
     for machine in machines:
@@ -220,7 +220,7 @@ def fastest(
         passed_over = f"; none runs on {machine.gpu}" if machine.gpu else ""
     folder = bundle.path(BUNDLE_NAME).parent
     raise ModelFileError(
-        f"{folder} has no certified file that runs here (it lists "
+        f"{folder} has no validated file that runs here (it lists "
         f"{', '.join(bundle.files) or 'nothing'}); open one by name, such as "
         f"HybridEngine('{folder / 'model.onnx'}'), or export again"
     )
@@ -230,8 +230,8 @@ def _fastest_on_cpu(
     bundle: Bundle, machine: Machine, backend: str | None, precision: str | None
 ) -> Choice | None:
     if backend == "fake":
-        certified = [n for n in bundle.files if _certified_by(bundle, n) is not None]
-        return Choice(certified[0], "the first certified file") if certified else None
+        validated = [n for n in bundle.files if _validated_by(bundle, n) is not None]
+        return Choice(validated[0], "the first validated file") if validated else None
     allowed = machine.allowed(backend)
     found = candidates(bundle.files, machine.cpu, allowed, precision=precision)
     if not found:
@@ -241,10 +241,10 @@ def _fastest_on_cpu(
 
 def _fastest_on_gpu(bundle: Bundle, machine: Machine, backend: str | None) -> Choice | None:
     for name, file in sorted(bundle.files.items(), key=lambda item: _rank(item[1])):
-        source = _certified_by(bundle, name)
+        source = _validated_by(bundle, name)
         if source is not None and _runs_on_gpu(machine, file, backend):
-            through = "" if source == name else f", certified through {source}"
-            return Choice(name, f"fastest certified file for this GPU{through}")
+            through = "" if source == name else f", validated through {source}"
+            return Choice(name, f"fastest validated file for this GPU{through}")
     return None
 
 
@@ -269,14 +269,14 @@ def _plan_fits(machine: Machine, file: BundleFile) -> bool:
     return not (gpu_mismatch(built_for, machine.gpu) or version_mismatch(built_for, version))
 
 
-def _certified_by(bundle: Bundle, name: str) -> str | None:
+def _validated_by(bundle: Bundle, name: str) -> str | None:
     file = bundle.files.get(name)
     if file is None:
         return None
-    if file.certificate is not None or file.format != "plan":
-        return name if file.certified else None
+    if file.parity_report is not None or file.format != "plan":
+        return name if file.validated else None
     source = bundle.files.get(file.source or "")
-    return file.source if source is not None and source.certified else None
+    return file.source if source is not None and source.validated else None
 
 
 def _no_gpu(path: Path, bundle: Bundle | None) -> DeviceError:
@@ -292,6 +292,6 @@ def _no_gpu(path: Path, bundle: Bundle | None) -> DeviceError:
         else "export an ONNX file from the same run and open that"
     )
     return DeviceError(
-        f"{path} is a TensorRT plan and needs an NVIDIA GPU with its driver, and none answers "
+        f"{path} is a TensorRT plan and needs an NVIDIA GPU with its driver, and none responds "
         f"here; {advice}"
     )

@@ -1,4 +1,4 @@
-"""Judge this machine by the bundle's golden images: are the pixels right, are the answers right?"""
+"""Judge this machine by the bundle's golden images: are the pixels right, are the outputs right?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hybrid_rt.errors import HybridError
 from hybrid_rt.spec import ModelSpec
 
 #: Largest difference of a logit from PyTorch fp32 that is taken for rounding, as a share of the
-#: largest logit, where the file's certificate states no limit.
+#: largest logit, if the file's parity report states no tolerance.
 _DEFAULT_SHARE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2e-1}
 
 
@@ -24,20 +24,20 @@ _DEFAULT_SHARE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2e-1}
 class SelfTest:
     """What the golden images showed; ``text`` says it in a few lines for people.
 
-    ``preprocessing_faults`` maps a picture's name to what differs in its pixels,
+    ``preprocessing_faults`` maps an image's name to what differs in its pixels,
     ``engine_faults`` to what differs in its outputs. ``logits_max_abs`` is the largest difference
-    from PyTorch among the pictures whose pixels are right, NaN where there is none.
+    from PyTorch among the images whose pixels are right, NaN where there is none.
     """
 
     images: int
     preprocessing_faults: dict[str, str]
     engine_faults: dict[str, str]
     logits_max_abs: float
-    limit: float
+    tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Whether every picture gave the right pixels and answers within the limit."""
+        """Whether every image has the right pixels and outputs within the tolerance."""
         return not self.preprocessing_faults and not self.engine_faults
 
     @property
@@ -46,7 +46,7 @@ class SelfTest:
         verdict = "passed" if self.passed else "FAILED"
         lines = [
             f"self-test {verdict}: {self.images} golden images, logits max_diff="
-            f"{self.logits_max_abs:.2e}, limit {self.limit:.2e}"
+            f"{self.logits_max_abs:.2e}, tolerance {self.tolerance:.2e}"
         ]
         for kind, faults, advice in (
             (
@@ -58,7 +58,7 @@ class SelfTest:
             (
                 "engine fault",
                 self.engine_faults,
-                "the pixels are right, the answers are not: try another backend or precision, "
+                "the pixels are right, the outputs are not: try another backend or precision, "
                 "or export again on this machine",
             ),
         ):
@@ -74,7 +74,7 @@ class SelfTest:
             "preprocessing_faults": self.preprocessing_faults,
             "engine_faults": self.engine_faults,
             "logits_max_abs": None if np.isnan(self.logits_max_abs) else self.logits_max_abs,
-            "limit": self.limit,
+            "tolerance": self.tolerance,
         }
 
     def __bool__(self) -> bool:
@@ -97,7 +97,7 @@ def run_selftest(
 
     ``report`` is the check of the backend and precision that run, by default the file's first one.
     """
-    limit = _limit(golden, entry, report or (entry.certificate if entry else None))
+    tolerance = _tolerance(golden, entry, report or (entry.parity_report if entry else None))
     pixel_faults: dict[str, str] = {}
     engine_faults: dict[str, str] = {}
     largest = float("nan")
@@ -114,7 +114,7 @@ def run_selftest(
         outputs = run(pixels[None])
         gap = float(np.abs(outputs["logits"][0] - golden.logits[i]).max())
         largest = gap if np.isnan(largest) else max(gap, largest)
-        fault = _compare(outputs, golden, i, spec, gap, limit)
+        fault = _compare(outputs, golden, i, spec, gap, tolerance)
         if fault is not None:
             engine_faults[name] = fault
     return SelfTest(
@@ -122,31 +122,31 @@ def run_selftest(
         preprocessing_faults=pixel_faults,
         engine_faults=engine_faults,
         logits_max_abs=largest,
-        limit=limit,
+        tolerance=tolerance,
     )
 
 
 def _compare(
-    outputs: Outputs, golden: GoldenImages, i: int, spec: ModelSpec, gap: float, limit: float
+    outputs: Outputs, golden: GoldenImages, i: int, spec: ModelSpec, gap: float, tolerance: float
 ) -> str | None:
     logits = outputs["logits"][0]
     if logits.shape != golden.logits[i].shape:
         return f"{len(logits)} logits, expected {len(golden.logits[i])}"
-    if not gap <= limit:  # NaN is a fault too
-        return f"logits differ by {gap:.2e}, limit {limit:.2e}"
+    if not gap <= tolerance:  # NaN is a fault too
+        return f"logits differ by {gap:.2e}, tolerance {tolerance:.2e}"
     got, expected = int(logits.argmax()), int(golden.logits[i].argmax())
     margin = float(golden.logits[i][expected] - golden.logits[i][got])
-    if margin > 2 * limit:
-        return f"answers {spec.classes[got]}, expected {spec.classes[expected]}"
+    if margin > 2 * tolerance:
+        return f"predicts {spec.classes[got]}, expected {spec.classes[expected]}"
     return None
 
 
-def _limit(
+def _tolerance(
     golden: GoldenImages, entry: BundleFile | None, report: Mapping[str, Any] | None
 ) -> float:
     """The check's own limit, or the precision's share of the largest logit."""
-    limits: Any = (report or {}).get("limits")
-    stated = limits.get("logits_max_abs") if isinstance(limits, dict) else None
+    tolerances: Any = (report or {}).get("tolerances")
+    stated = tolerances.get("logits_max_abs") if isinstance(tolerances, dict) else None
     if isinstance(stated, (int, float)) and stated > 0:
         return float(stated)
     largest: NDArray[np.float32] = np.abs(golden.logits).max()

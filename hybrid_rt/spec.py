@@ -2,7 +2,7 @@
 
 The trainer writes it, the exporter completes it, the runtime obeys it. It travels as JSON in the
 checkpoint's metadata, in the ONNX ``metadata_props`` and in the bundle's ``model.json``. It holds
-everything that turns a picture into the network's input and the network's output into an answer,
+everything that turns an image into the network's input and the network's output into a prediction,
 so that nothing is left for a deployment to guess.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from hybrid_rt.errors import SpecError
 from hybrid_rt.serialization import from_plain, to_plain
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Key under which the JSON text travels in ONNX ``metadata_props`` and safetensors metadata.
 METADATA_KEY = "hybrid_rt.spec"
@@ -30,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How a picture becomes the network's uint8 input of shape ``[height, width, 3]``, RGB.
+    """How an image becomes the network's uint8 input of shape ``[height, width, 3]``, RGB.
 
     The steps, in order: decode, apply EXIF orientation, window to 8 bits, compose alpha over
     black, crop, convert to RGB, resize.
@@ -43,13 +43,13 @@ class Preprocess:
     resize: Literal["stretch", "fit", "fill"] = "stretch"
     #: Pillow's filter of that name, with antialiasing.
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    #: "breast" keeps the bounding box of the breast and drops film borders and view labels.
+    #: "breast" keeps the bounding box of the breast and drops scan borders and view labels.
     crop: Literal["none", "breast"] = "none"
-    #: Integer pictures of more than 8 bits that are not DICOM: "full" maps the type's whole range
-    #: (0..65535) to 0..255, "minmax" maps the picture's own range.
+    #: Integer images of more than 8 bits that are not DICOM: "full" maps the type's whole range
+    #: (0..65535) to 0..255, "minmax" maps the image's own range.
     high_bit_depth: Literal["full", "minmax"] = "full"
-    #: DICOM: "stored" applies the file's VOI LUT or window and falls back to the picture's own
-    #: range where there is none; "minmax" always takes the picture's own range.
+    #: DICOM: "stored" applies the file's VOI LUT or window and falls back to the image's own
+    #: range where there is none; "minmax" always takes the image's own range.
     dicom_window: Literal["stored", "minmax"] = "stored"
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One backbone: its timm name, how many features it gives and its input normalization."""
+    """One backbone: its timm name, how many features it returns and its input normalization."""
 
     model: str
     features: int
@@ -186,7 +186,7 @@ class ModelSpec:
         return typing.cast("dict[str, Any]", to_plain(self))
 
     def to_json(self) -> str:
-        """Compact JSON text with sorted keys: equal specs give equal text."""
+        """Compact JSON text with sorted keys: equal specs have equal text."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Decode in threads while the model runs: any number of pictures, in order, in constant memory."""
+"""Decode in threads while the model runs: any number of images, in order, in constant memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run_pipeline(
 ) -> Iterator[Result]:
     """Results for ``sources`` in their order.
 
-    At most two batches and one picture per decoding thread are held decoded, and ``parallel`` + 1
+    At most two batches and one image per decoding thread are held decoded, and ``parallel`` + 1
     batches are under way or waiting to be taken. An error that ``load`` raises takes the place of
     its source; one that ``run`` raises ends the iteration.
     """

@@ -1,7 +1,7 @@
 """A backend with no library behind it, for tests and for measuring everything but the model.
 
-Its answers are a fixed linear function of the mean of each picture's quarters, computed row by
-row: the same picture gives the same bits alone, in a batch and on every machine.
+Its outputs are a fixed linear function of the mean of each image's quarters, computed row by
+row: the same image has the same outputs, bit for bit, alone, in a batch and on every machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FakeSession:
         self._spec = spec
         self._delay = delay
         self._closed = False
-        self.detail = "no model, fixed answers"
+        self.detail = "no model, fixed outputs"
         heatmaps = ("heatmap_vit", "heatmap_cnn") if explain else ()
         self.output_names: tuple[str, ...] = ("probabilities", "logits", "features", *heatmaps)
         random = np.random.default_rng(0)
@@ -70,8 +70,8 @@ class FakeSession:
 def _quarters(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean of each quarter and channel, 0 to 1: ``[12]``."""
     height, width = image.shape[0] // 2, image.shape[1] // 2
-    parts = [image[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
-    means = np.stack([part.mean(axis=(0, 1)) for part in parts])  # [4, 3]
+    quarters = [image[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+    means = np.stack([quarter.mean(axis=(0, 1)) for quarter in quarters])  # [4, 3]
     return (means.reshape(-1) / 255).astype(np.float32)
 
 

@@ -36,7 +36,7 @@ def requirements(extra, python):
 
 
 def resolve(wanted, python, folder):
-    """(name, version) of all that pip would install; skips if the registry does not answer."""
+    """(name, version) of all that pip would install; skips if the registry does not respond."""
     report = folder / "report.json"
     options = ["--dry-run", "--ignore-installed", "--only-binary", ":all:", "--quiet"]
     options += ["--python-version", python, "--implementation", "cp"]
@@ -48,10 +48,10 @@ def resolve(wanted, python, folder):
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
-        pytest.skip("the package registry did not answer in 300 s")
+        pytest.skip("the package registry did not respond in 300 s")
     silent = r"connection|timed out|name resolution"
     if done.returncode and re.search(silent, done.stderr, re.IGNORECASE):
-        pytest.skip(f"the package registry does not answer: {done.stderr.strip()[-200:]}")
+        pytest.skip(f"the package registry does not respond: {done.stderr.strip()[-200:]}")
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())["install"]
     return {(f["metadata"]["name"].lower(), f["metadata"]["version"]) for f in found}

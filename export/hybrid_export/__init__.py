@@ -1,4 +1,4 @@
-"""Export hybrid classifiers to ONNX and TensorRT, with a certificate of parity."""
+"""Export hybrid classifiers to ONNX and TensorRT, with a parity report."""
 
 from hybrid_rt.cpu import prepare
 

@@ -74,8 +74,8 @@ def _run(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hybrid-export",
-        description="Export a trained hybrid to files that run without PyTorch, each certified to "
-        "give PyTorch's answers.",
+        description="Export a trained hybrid to files that run without PyTorch, each with a "
+        "parity report.",
         epilog="example: hybrid-export runs/mine --output model --fp16 --tensorrt-rtx SM89",
     )
     add = parser.add_argument
@@ -103,11 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         "that the run kept)",
     )
 
-    verify = parser.add_argument_group("certificate")
+    verify = parser.add_argument_group("parity report")
     verify.add_argument(
         "--verify",
         metavar="DATA",
-        help="images to certify on: a folder, class folders or parquet (default: the run's "
+        help="images to compare on: a folder, class folders or parquet (default: the run's "
         "validation images)",
     )
     verify.add_argument(
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="build with TensorRT for RTX for these GPUs; none is needed here",
     )
     library.add_argument(
-        "--no-tensorrt", dest="tensorrt", action="store_false", help="build no plan"
+        "--no-tensorrt", dest="tensorrt", action="store_false", help="build no engine"
     )
     plans.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="largest batch (default: 8)"
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compute_capabilities(text: str) -> list[str]:
-    names = [part.strip().upper() for part in text.split(",") if part.strip()]
+    names = [name.strip().upper() for name in text.split(",") if name.strip()]
     if not names or any(not n.startswith("SM") or not n[2:].isdigit() for n in names):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected such as SM89 or SM89,SM120")
     return list(dict.fromkeys(names))

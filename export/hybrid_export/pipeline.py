@@ -1,4 +1,4 @@
-"""The whole export: checkpoint -> graph -> files -> certificates -> bundle.
+"""The complete export: checkpoint -> graph -> files -> parity reports -> bundle.
 
     bundle = export("runs/mine", ExportOptions(output=Path("model"), fp16=True))
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from hybrid_export.artifacts.onnx_fp32 import write_fp32
 from hybrid_export.artifacts.onnx_half import write_half
 from hybrid_export.artifacts.onnx_int8 import write_int8
-from hybrid_export.artifacts.tensorrt import why_no_plan, write_plans
+from hybrid_export.artifacts.tensorrt import why_no_engine, write_plans
 from hybrid_export.artifacts.triton import write_repository
-from hybrid_export.bundle.sidecars import companions, take_novelty, write_card
+from hybrid_export.bundle.sidecars import sidecars, stage_detector, write_card
 from hybrid_export.bundle.staging import publish, staging
 from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph.convert import to_onnx
@@ -41,18 +41,18 @@ from hybrid_train.model.hybrid import HybridClassifier
 def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = print) -> Bundle:
     """Export a run folder, a checkpoint or the newest run; returns the bundle as written.
 
-    ``say`` gets one line a step. Raises ParityError where a file fails its certificate and
+    ``say`` gets one line a step. Raises ParityError if a file fails its parity report and
     ExportError where one cannot be made; nothing of it is left under its final name, while the
     files that passed are written.
     """
-    no_plan = None if options.plans == "none" else why_no_plan(options)
+    no_engine = None if options.plans == "none" else why_no_engine(options)
     source = Path(checkpoint) if checkpoint is not None else newest_run()
     if options.int8:
         check_calibration(source, options.calibrate)
     model, spec = load(source)
     say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
-        spec = take_novelty(source, spec, staged, say)
+        spec = stage_detector(source, spec, staged, say)
         images = _images(source, spec, options)
         graph = DeploymentGraph(model, spec, explain=options.explain)
         spec = spec.replace(outputs=graph.outputs(spec))
@@ -77,10 +77,10 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
             write_half(job, "bf16")
         if options.int8:
             write_int8(job, source)
-        write_plans(job, no_plan)
+        write_plans(job, no_engine)
         _golden(job)
         write_card(job.bundle, source, staged, options.output, say)
-        bundle = publish(job.bundle, staged, options.output, companions(job.bundle, staged))
+        bundle = publish(job.bundle, staged, options.output, sidecars(job.bundle, staged))
     repository = _triton(bundle, source, options)
     for name, entry in bundle.files.items():
         say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
@@ -90,7 +90,7 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
     say(f"Next: {_next_command(bundle, options.output, images.example)}")
     if job.failures:
         written = ", ".join(bundle.files)
-        raise ParityError(f"{' '.join(job.failures)} (written and certified: {written})")
+        raise ParityError(f"{' '.join(job.failures)} (written and validated: {written})")
     return bundle
 
 
@@ -103,7 +103,7 @@ def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
     classes = model.head[-1].out_features
     if classes != len(spec.classes):
         raise CheckpointError(
-            f"{source} gives {classes} logits but its spec names {len(spec.classes)} classes "
+            f"{source} returns {classes} logits but its spec names {len(spec.classes)} classes "
             f"({', '.join(spec.classes)}); train again, or correct the checkpoint's spec"
         )
     return model.eval(), spec
@@ -128,7 +128,7 @@ def _triton(bundle: Bundle, source: Path, options: ExportOptions) -> Path | None
 
 def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:
     """What a person types next, ready to paste where an image file is known."""
-    runs_here = [name for name, entry in bundle.files.items() if entry.certified]
+    runs_here = [name for name, entry in bundle.files.items() if entry.validated]
     plans = [name for name in runs_here if name.endswith(".plan")]
     model = shlex.quote(str(output / plans[0] if plans else output))
     return f"hybrid-predict {model} {shlex.quote(str(example)) if example else 'IMAGE'}"

@@ -38,8 +38,8 @@ class Runner:
 
     def all(self, images: NDArray[np.uint8], batch: int = BATCH) -> Outputs:
         """Outputs of any number of images, a batch at a time."""
-        parts = [self.run(images[i : i + batch]) for i in range(0, len(images), batch)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        chunks = [self.run(images[i : i + batch]) for i in range(0, len(images), batch)]
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def pytorch(model: HybridClassifier, spec: ModelSpec) -> Runner:
@@ -71,7 +71,7 @@ def session(
     try:
         opened = open_session(path, spec=spec, backend=backend, device=device, precision=precision)
     except BackendMissingError as err:
-        raise BackendMissingError(f"{path.name} cannot be certified: {err}") from err
+        raise BackendMissingError(f"{path.name} cannot be validated: {err}") from err
     detail = f"{opened.backend} {_version(opened.backend)} {opened.detail}"
     return Runner(opened.run, detail, opened.backend, opened.device, precision)
 

@@ -47,7 +47,7 @@ class SessionOptions:
     """What a caller may ask of a session. ``None`` leaves the choice to the backend.
 
     ``device`` is "auto", "cpu" or "cuda:N". ``precision`` is what the library computes in where
-    the file leaves it open ("fp32" or "bf16"); by default what the file is certified for.
+    the file leaves it open ("fp32" or "bf16"); by default what the file is validated for.
     ``batch_size`` is the size batches usually have. ``mode`` "throughput" lets several calls of
     ``run`` go side by side. ``cache`` allows compiled models to be kept on disk. ``bundle`` and
     ``entry`` say what is known of the file; ``rebuild`` allows a plan made for another machine to
@@ -79,7 +79,7 @@ class SessionOptions:
 
 
 class SessionClass(Protocol):
-    """What a backend module gives: a class that opens files."""
+    """What a backend module has: a class that opens files."""
 
     def open(self, path: Path, options: SessionOptions) -> Session:
         """Open a file whose digest was checked, or raise a BackendError or ModelFileError."""

@@ -129,12 +129,12 @@ def _providers(options: SessionOptions, available: list[str]) -> tuple[list[Any]
                 f"{', '.join(available)}; run: pip uninstall onnxruntime && "
                 "pip install 'hybrid-rt[gpu]', or use device='cpu'"
             )
-    limits: dict[str, Any] = {"device_id": index, "arena_extend_strategy": "kSameAsRequested"}
+    cuda_options: dict[str, Any] = {"device_id": index, "arena_extend_strategy": "kSameAsRequested"}
     if options.memory_limit is not None:
-        limits["gpu_mem_limit"] = options.memory_limit
+        cuda_options["gpu_mem_limit"] = options.memory_limit
     settings = {
         "TensorrtExecutionProvider": {"device_id": index},
-        "CUDAExecutionProvider": limits,
+        "CUDAExecutionProvider": cuda_options,
     }
     # get_providers() also lists the CPU, which runs what a GPU provider cannot.
     return [*((name, settings[name]) for name in wanted), "CPUExecutionProvider"], f"cuda:{index}"

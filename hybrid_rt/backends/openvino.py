@@ -1,8 +1,8 @@
 """OpenVINO: the same ONNX file on the CPU, with graphs of fixed shape for the usual batch sizes.
 
 A compiled graph of a fixed batch size is faster than a dynamic one, so two sizes are compiled: one
-picture and the usual batch. Any other batch is cut into those two, which costs less than a third
-copy of the weights and keeps the answer for a picture independent of how many came with it.
+image and the usual batch. Any other batch is cut into those two, which costs less than a third
+copy of the weights and keeps the outputs of an image independent of how many came with it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class OpenVinoSession:
             if len(images) in self._sizes:
                 values = self._of_size(len(images)).infer(images)
             else:
-                parts = [self._of_size(len(part)).infer(part) for part in self._cut(images)]
-                values = [np.concatenate(column) for column in zip(*parts, strict=True)]
+                chunks = [self._of_size(len(chunk)).infer(chunk) for chunk in self._cut(images)]
+                values = [np.concatenate(column) for column in zip(*chunks, strict=True)]
         except HybridError:
             raise
         except Exception as err:
@@ -100,12 +100,12 @@ class OpenVinoSession:
             self._cache = None  # last: it holds memory of the compiled models
 
     def _cut(self, images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-        parts, start = [], 0
+        chunks, start = [], 0
         for size in self._sizes:  # largest first, 1 last
             while len(images) - start >= size:
-                parts.append(images[start : start + size])
+                chunks.append(images[start : start + size])
                 start += size
-        return parts
+        return chunks
 
     def _of_size(self, size: int) -> _Compiled:
         compiled = self._compiled.get(size)
@@ -195,7 +195,7 @@ def _use_bf16(core: Any, options: SessionOptions) -> bool:
 
 
 def _check_instructions(path: Path, options: SessionOptions, bf16: bool, cap: str | None) -> None:
-    """Raise DeviceError for a file that would end this process or give wrong numbers here."""
+    """Raise DeviceError for a file that would end this process or compute wrong numbers here."""
     file = options.entry.precision if options.entry else "fp32"
     _, precision = combination("openvino", file, "bf16" if bf16 else "fp32")
     reason = why_unusable("openvino", precision)

@@ -85,8 +85,8 @@ class CompiledCache:
         """Keep a compiled model; where that cannot be done, the next process compiles again."""
         with contextlib.suppress(OSError, RuntimeError):
             blob = compiled.export_model()
-            with atomic_path(self._path(batch)) as part:
-                part.write_bytes(blob.getbuffer() if hasattr(blob, "getbuffer") else blob)
+            with atomic_path(self._path(batch)) as temporary:
+                temporary.write_bytes(blob.getbuffer() if hasattr(blob, "getbuffer") else blob)
 
     def _path(self, batch: int) -> Path:
         text = json.dumps({**self._facts, "batch": batch}, sort_keys=True)

@@ -113,7 +113,7 @@ def _check_backend(name: str, path: Path, device: str) -> None:
         raise UsageError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
     if name not in SUFFIXES.get(path.suffix, ()):
         able = ", ".join(SUFFIXES.get(path.suffix, ())) or "none"
-        raise UsageError(f"backend {name!r} cannot run {path.name}; able are: {able}")
+        raise UsageError(f"backend {name!r} cannot run {path.name}; expected one of: {able}")
     if BACKENDS[name].module != "hybrid_rt.backends.tensorrt" and not is_installed(name):
         raise _missing((name,), "gpu" if device.startswith("cuda") else None)
 

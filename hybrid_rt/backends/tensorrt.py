@@ -1,7 +1,8 @@
 """TensorRT 8.6, 10, 11 and TensorRT for RTX: plans on NVIDIA GPUs.
 
 The GPU, the plan's GPU and the plan's version are checked before TensorRT sees the file. Each
-caller of ``run`` borrows a lane (execution context, stream, pinned buffers); outputs are copies.
+caller of ``run`` borrows an execution context (with its stream and pinned buffers); outputs are
+copies.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from hybrid_rt.cuda import CudaDevice, Gpu, cuda_device, load_bindings, open_gpu
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.files import sha256_file
 from hybrid_rt.tensorrt.compatibility import gpu_mismatch, version_mismatch
-from hybrid_rt.tensorrt.context import Lane
-from hybrid_rt.tensorrt.contexts import LanePool
-from hybrid_rt.tensorrt.engine import BatchRange, PlanEngine, cut_batch, runtime_cache_path
+from hybrid_rt.tensorrt.context import ExecutionContext
+from hybrid_rt.tensorrt.contexts import ContextPool
+from hybrid_rt.tensorrt.engine import OptimizationProfile, PlanEngine, cut_batch, runtime_cache_path
 from hybrid_rt.tensorrt.library import LibraryName, TensorRTLibrary, load_tensorrt, title
-from hybrid_rt.tensorrt.rebuild import rebuild_advice, rebuild_plan
+from hybrid_rt.tensorrt.rebuild import rebuild_advice, rebuild_engine
 
-#: Callers that run at the same time; more wait for their turn. Each lane has its own memory.
-MOST_LANES = 4
+#: Callers that run at the same time; more wait for their turn. Each context has its own memory.
+MAX_CONTEXTS = 4
 
 
 class TensorRTSession:
@@ -34,21 +35,21 @@ class TensorRTSession:
     backend = "tensorrt"
 
     def __init__(
-        self, gpu: Gpu, engine: PlanEngine, *, graphs: bool, lanes: int, precision: str | None
+        self, gpu: Gpu, engine: PlanEngine, *, graphs: bool, contexts: int, precision: str | None
     ) -> None:
         self.device = f"cuda:{gpu.device.index}"
         self.output_names = tuple(tensor.name for tensor in engine.outputs)
         self._row = engine.images.row
-        self._ranges = engine.ranges
+        self._profiles = engine.profiles
         own_graphs = hasattr(engine.library.module, "CudaGraphStrategy")  # TensorRT for RTX
         bindings = load_bindings() if graphs and not own_graphs else None
 
-        def make_lane(batches: BatchRange) -> Lane:
-            return Lane(
+        def make_context(profile: OptimizationProfile) -> ExecutionContext:
+            return ExecutionContext(
                 gpu,
                 engine.context(),
-                profile=batches.profile if batches.dynamic else None,
-                largest=batches.largest,
+                profile=profile.index if profile.dynamic else None,
+                largest=profile.largest,
                 images=engine.images,
                 outputs=engine.outputs,
                 aux_streams=engine.aux_streams,
@@ -56,8 +57,8 @@ class TensorRTSession:
                 explain=engine.log.tail,
             )
 
-        self._lanes = LanePool(gpu, make_lane, engine.close, lanes)
-        self._close = weakref.finalize(self, self._lanes.close)
+        self._contexts = ContextPool(gpu, make_context, engine.close, contexts)
+        self._close = weakref.finalize(self, self._contexts.close)
         try:
             problem = self._warm_up()
         except BaseException:
@@ -82,39 +83,39 @@ class TensorRTSession:
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """See Session.run."""
-        parts = [
-            self._run_part(images[start:stop], batches)
-            for start, stop, batches in cut_batch(len(images), self._ranges)
+        chunks = [
+            self._run_chunk(images[start:stop], profile)
+            for start, stop, profile in cut_batch(len(images), self._profiles)
         ]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if len(chunks) == 1:
+            return chunks[0]
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def close(self) -> None:
         """See Session.close. Calls under way in other threads finish first."""
         self._close()
 
-    def _run_part(
-        self, images: NDArray[np.uint8], batches: BatchRange
+    def _run_chunk(
+        self, images: NDArray[np.uint8], profile: OptimizationProfile
     ) -> dict[str, NDArray[np.float32]]:
         rows = len(images)
-        if rows < batches.smallest:  # a plan of fixed batch: fill it up
-            filling = np.zeros((batches.smallest - rows, *self._row), np.uint8)
+        if rows < profile.smallest:  # a plan of fixed batch: fill it up
+            filling = np.zeros((profile.smallest - rows, *self._row), np.uint8)
             images = np.concatenate([images, filling])
-        with self._lanes.borrow(batches, len(images)) as lane:
-            outputs = lane.run(images)
+        with self._contexts.borrow(profile, len(images)) as context:
+            outputs = context.run(images)
         if rows < len(images):
             return {name: values[:rows].copy() for name, values in outputs.items()}
         return outputs
 
     def _warm_up(self) -> str | None:
         """Run the smallest batch until its graph was replayed; why there is no graph, if so."""
-        batches = self._ranges[0]
-        images = np.zeros((batches.smallest, *self._row), np.uint8)
-        with self._lanes.borrow(batches) as lane:
+        profile = self._profiles[0]
+        images = np.zeros((profile.smallest, *self._row), np.uint8)
+        with self._contexts.borrow(profile) as context:
             for _ in range(4):  # set up, record, replay twice
-                lane.run(images)
-            return lane.graph_problem
+                context.run(images)
+            return context.graph_problem
 
 
 def open_trt(path: Path, options: SessionOptions, *, graphs: bool = True) -> TensorRTSession:
@@ -122,8 +123,8 @@ def open_trt(path: Path, options: SessionOptions, *, graphs: bool = True) -> Ten
 
     Raises DeviceError where there is no GPU or the plan is for another one, BackendMissingError
     for a missing library, BackendError for a plan of another TensorRT version, ModelFileError for
-    a file that is no plan of this model. ``options.rebuild`` builds a plan that does not fit again
-    from its bundle's ONNX instead.
+    a file that is no plan of this model. ``options.rebuild`` builds an engine that does not fit
+    again from its bundle's ONNX instead.
     """
     if options.precision not in (None, "auto"):
         raise UsageError(
@@ -174,23 +175,23 @@ def _start(
             digest = entry.sha256 if entry else sha256_file(path)
             cache_path = runtime_cache_path(digest)
         engine.use_runtime_config(graphs=graphs, cache_path=cache_path)
-        lanes = _lanes_within(options.memory_limit, engine, path)
+        contexts = _contexts_within(options.memory_limit, engine, path)
     return TensorRTSession(
-        gpu, engine, graphs=graphs, lanes=lanes, precision=entry.precision if entry else None
+        gpu, engine, graphs=graphs, contexts=contexts, precision=entry.precision if entry else None
     )
 
 
-def _lanes_within(limit: int | None, engine: PlanEngine, path: Path) -> int:
+def _contexts_within(limit: int | None, engine: PlanEngine, path: Path) -> int:
     if limit is None:
-        return MOST_LANES
+        return MAX_CONTEXTS
     weights, each = path.stat().st_size, max(engine.context_bytes, 1)
-    lanes = (limit - weights) // each
-    if lanes < 1:
+    contexts = (limit - weights) // each
+    if contexts < 1:
         raise UsageError(
             f"memory_limit is {limit} bytes; {path.name} needs about {weights + each}: raise it, "
-            "or build the plan with a smaller --max-batch"
+            "or build the engine with a smaller --max-batch"
         )
-    return min(int(lanes), MOST_LANES)
+    return min(int(contexts), MAX_CONTEXTS)
 
 
 def _library_name(options: SessionOptions) -> LibraryName:
@@ -225,5 +226,5 @@ def _can_rebuild(options: SessionOptions) -> bool:
 def _rebuild(path: Path, options: SessionOptions, device: CudaDevice) -> BundleFile:
     if options.bundle is None:
         raise ModelFileError(f"{path} is in no bundle, so its ONNX is not known; export it again")
-    bundle = rebuild_plan(options.bundle, path.name, device=f"cuda:{device.index}")
+    bundle = rebuild_engine(options.bundle, path.name, device=f"cuda:{device.index}")
     return bundle.files[path.name]

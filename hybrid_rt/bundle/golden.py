@@ -1,4 +1,4 @@
-"""Golden images: a few encoded pictures with PyTorch's answers, to judge another machine by."""
+"""Golden images: a few encoded images with PyTorch's outputs, to judge another machine by."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hybrid_rt.files import atomic_path
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenImages:
-    """Encoded pictures, the digest of the pixels they must become and PyTorch's answers.
+    """Encoded images, the digest of the pixels they must become and PyTorch's outputs.
 
     ``pixels_sha256[i]`` is pixels_digest of the uint8 ``[height, width, 3]`` array. ``logits``
     ``[n, classes]``, ``probabilities`` ``[n, classes]`` and ``features`` ``[n, features]`` are
@@ -81,5 +81,5 @@ _GOLDEN_FIELDS = ("names", "encoded", "pixels_sha256", "logits", "probabilities"
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:
-    """SHA-256 of one picture's pixels in C order, as hexadecimal text."""
+    """SHA-256 of one image's pixels in C order, as hexadecimal text."""
     return hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).data).hexdigest()

@@ -47,7 +47,7 @@ def check_interface(
         width = widths.get(name)
         if width is not None and (len(shape) != 2 or shape[1] not in (None, width)):
             raise ModelFileError(
-                f"{path} gives {name} {_shape(shape)}; its specification says "
+                f"{path} returns {name} {_shape(shape)}; its specification says "
                 f"{_shape((None, width))}: export the model again"
             )
     return names

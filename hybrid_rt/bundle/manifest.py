@@ -1,7 +1,7 @@
 """Bundle: the files of one exported model, what each is, and how to know they are whole.
 
 ``model.json`` lists every file with its SHA-256, its precision, what it was built for and how
-close it came to PyTorch; ``model.golden.npz`` holds a few pictures with PyTorch's answers, so that
+close it came to PyTorch; ``model.golden.npz`` holds a few images with PyTorch's outputs, so that
 ``HybridEngine.selftest`` can judge another machine.
 """
 
@@ -31,7 +31,7 @@ __all__ = [
     "describe_file",
 ]
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 BUNDLE_NAME = "model.json"
 GOLDEN_NAME = "model.golden.npz"
 
@@ -55,8 +55,8 @@ class BuiltFor:
 class BundleFile:
     """One model file: its digest and what is known about it.
 
-    ``source`` is the bundle's file it was built from; ``receipt`` what the builder says it built;
-    ``certificate`` how far its outputs are from PyTorch fp32, and whether within the limits.
+    ``source`` is the bundle's file it was built from; ``dtype_report`` the types it computes in;
+    ``parity_report`` how far its outputs are from PyTorch fp32, and whether within the tolerances.
     """
 
     sha256: str
@@ -65,8 +65,8 @@ class BundleFile:
     precision: Literal["fp32", "fp16", "bf16", "int8"]
     built_for: BuiltFor | None = None
     source: str | None = None
-    receipt: Mapping[str, Any] | None = None
-    certificate: Mapping[str, Any] | None = None
+    dtype_report: Mapping[str, Any] | None = None
+    parity_report: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_digest_text(self.sha256)
@@ -76,9 +76,9 @@ class BundleFile:
             _check_file_name(self.source)
 
     @property
-    def certified(self) -> bool:
-        """Whether a parity certificate is there and passed."""
-        return self.certificate is not None and self.certificate.get("passed") is True
+    def validated(self) -> bool:
+        """Whether a parity report is there and passed."""
+        return self.parity_report is not None and self.parity_report.get("passed") is True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +238,8 @@ def describe_file(
     precision: Literal["fp32", "fp16", "bf16", "int8"],
     built_for: BuiltFor | None = None,
     source: str | None = None,
-    receipt: Mapping[str, Any] | None = None,
-    certificate: Mapping[str, Any] | None = None,
+    dtype_report: Mapping[str, Any] | None = None,
+    parity_report: Mapping[str, Any] | None = None,
 ) -> BundleFile:
     """The bundle entry of a file on disk: reads it once for its digest."""
     path = Path(path)
@@ -250,8 +250,8 @@ def describe_file(
         precision=precision,
         built_for=built_for,
         source=source,
-        receipt=receipt,
-        certificate=certificate,
+        dtype_report=dtype_report,
+        parity_report=parity_report,
     )
 
 

@@ -34,7 +34,7 @@ def cpu_reports(entry: BundleFile | None) -> dict[Combination, Mapping[str, Any]
     if entry is None:
         return {}
     found: dict[Combination, Mapping[str, Any]] = {}
-    for check in _checks(entry.certificate):
+    for check in _checks(entry.parity_report):
         backend = check.get("backend")
         if check.get("passed") is True and check.get("device") == "cpu" and backend is not None:
             hint = check.get("precision_hint")
@@ -42,11 +42,11 @@ def cpu_reports(entry: BundleFile | None) -> dict[Combination, Mapping[str, Any]
     return found
 
 
-def _checks(certificate: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    if not isinstance(certificate, Mapping):
+def _checks(parity_report: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(parity_report, Mapping):
         return
-    yield certificate
-    others = certificate.get("also")
+    yield parity_report
+    others = parity_report.get("also")
     for other in others if isinstance(others, list) else ():
         if isinstance(other, Mapping):
             yield other

@@ -137,8 +137,10 @@ def _profile_of(group: str, libraries: Sequence[str]) -> CpuProfile:
             return kept
         profile = _probe(libraries, str(path))
         if profile.origin == "probed":
-            with contextlib.suppress(OSError), atomic_path(path) as part:
-                part.write_text(json.dumps(profile.to_dict(), indent=1) + "\n", encoding="utf-8")
+            with contextlib.suppress(OSError), atomic_path(path) as temporary:
+                temporary.write_text(
+                    json.dumps(profile.to_dict(), indent=1) + "\n", encoding="utf-8"
+                )
         return profile
 
 
@@ -232,7 +234,7 @@ def cores() -> int:
 
 @lru_cache(maxsize=1)
 def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name and flags, as Linux gives them; elsewhere only a name."""
+    """The processor's name and flags, as Linux returns them; elsewhere only a name."""
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

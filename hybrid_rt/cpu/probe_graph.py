@@ -33,7 +33,7 @@ def probe_inputs() -> dict[str, NDArray[np.float32]]:
 
 
 def probe_graph(*, int8: bool) -> tuple[bytes, NDArray[np.float32]]:
-    """The serialized ONNX model, and what its output ``product`` is to give, by NumPy.
+    """The serialized ONNX model, and the expected output ``product``, by NumPy.
 
     The other outputs are ``block`` ``[1, 197, 768]`` and ``stage0``, ``stage1`` ``[1, C, H, W]``.
     """
@@ -192,9 +192,9 @@ def _varint_field(field: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    parts = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    parts.append(value)
-    return bytes(parts)
+    encoded.append(value)
+    return bytes(encoded)

@@ -1,7 +1,7 @@
 """CpuProfile: which libraries and precisions work on this CPU, and how fast they are.
 
 A combination is a library and a precision: ``openvino bf16`` is an FP32 file run with the bf16
-hint, ``openvino int8+bf16`` an INT8 file whose float parts run in bf16.
+hint, ``openvino int8+bf16`` an INT8 file whose float layers run in bf16.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CpuProfile:
         what = {
             "died": "ends the process",
             "hung": "does not end",
-            "wrong": "gives wrong numbers",
+            "wrong": "returns wrong numbers",
             "failed": "does not run",
         }[one.status]
         return f"{precision} on {library} {what} on this CPU ({one.detail})"

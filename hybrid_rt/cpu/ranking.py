@@ -1,8 +1,9 @@
 """The fastest validated way to run a file on this CPU, by the CPU's measured profile.
 
 Which precision is fastest differs between processors and can be the opposite of what their flags
-suggest, so nothing is ranked by name: each combination of backend and precision that a certificate
-covers is ranked by the time that a small network of the same kind took here (``hybrid_rt.cpu``).
+suggest, so nothing is ranked by name: each combination of backend and precision that a parity
+report covers is ranked by the time that a small network of the same kind took here
+(``hybrid_rt.cpu``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from hybrid_rt.errors import DeviceError
 
-# From cuda.h (CUresult, CUdevice_attribute); they are part of the driver's stable interface.
+# From cuda.h (CUresult, CUdevice_attribute); they belong to the driver's stable interface.
 _SUCCESS = 0
 _ERROR_NO_DEVICE = 100
 _COMPUTE_CAPABILITY_MAJOR = 75

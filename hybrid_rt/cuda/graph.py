@@ -47,7 +47,7 @@ class CudaGraph:
             try:
                 work()
             except BaseException:
-                bindings.cuStreamEndCapture(handle)  # gives the stream back; there is no graph
+                bindings.cuStreamEndCapture(handle)  # ends the capture; there is no graph
                 raise
             graph = _check(bindings.cuStreamEndCapture(handle), "record")
         try:

@@ -99,7 +99,7 @@ class Gpu:
             if "out of memory" in text:
                 advice = (
                     "; another process may hold the memory (nvidia-smi shows it): free it, set "
-                    "memory_limit, or build the plan with a smaller --max-batch"
+                    "memory_limit, or build the engine with a smaller --max-batch"
                 )
             raise BackendError(f"CUDA on {self.device}: {text}{advice}") from err
 
@@ -135,7 +135,7 @@ class DeviceMemory:
         return self._address
 
     def free(self) -> None:
-        """Give the memory back. May be called twice, and from any thread."""
+        """Free the memory. May be called twice, and from any thread."""
         self._free()
 
 

@@ -38,7 +38,7 @@ class Provider(Protocol):
         ...
 
     def release(self, context: Any) -> None:
-        """Give a retained context back."""
+        """Release a retained context."""
         ...
 
     def push(self, context: Any) -> None:

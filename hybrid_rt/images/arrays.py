@@ -1,4 +1,4 @@
-"""Arrays and tensors to pictures: NumPy, and torch, CuPy or JAX without importing them.
+"""Arrays and tensors to images: NumPy, and torch, CuPy or JAX without importing them.
 
 An array carries no description of itself, so the rules are strict: rows first, channels last,
 uint8 or uint16; floating point only with the range it has.
@@ -75,18 +75,18 @@ def array_image(
 
 
 def check_shape(array: NDArray[Any]) -> None:
-    """Raise ImageError unless the array is one picture, rows first and channels last."""
+    """Raise ImageError unless the array is one image, rows first and channels last."""
     shape = array.shape
     want = "expected [height, width] or [height, width, 1, 3 or 4]"
     if array.ndim == 3 and shape[2] not in _MODES and shape[0] in _MODES:
         raise ImageError(f"channels come first; {want}: transpose it with x.transpose(1, 2, 0)")
     if array.ndim == 4 and shape[3] not in _MODES and shape[1] in _MODES:
         raise ImageError(
-            "channels come second; expected [pictures, height, width, 1, 3 or 4]: transpose it "
+            "channels come second; expected [images, height, width, 1, 3 or 4]: transpose it "
             "with x.transpose(0, 2, 3, 1)"
         )
     if array.ndim == 4 and shape[3] in _MODES:
-        raise ImageError(f"it holds {shape[0]} pictures; {want}: pass them one by one, or as many")
+        raise ImageError(f"it holds {shape[0]} images; {want}: pass them one by one, or as many")
     if array.ndim == 3 and shape[2] not in _MODES:
         raise ImageError(f"its last axis has {shape[2]} entries; {want}: add a channel axis last")
     if array.ndim not in (2, 3):

@@ -1,7 +1,7 @@
 """Any number range to 8 bits, by rules that never clip and never guess.
 
-Full range keeps the high byte; own range stretches the picture's smallest and largest value to 0
-and 255; a given range does the same with limits the caller names.
+Full range keeps the high byte; own range stretches the image's smallest and largest value to 0
+and 255; a given range does the same with bounds the caller names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROWS = 64  # rows converted at a time: the temporary arrays stay in the process
 def full_range(values: NDArray[Any], bits: int, *, signed: bool = False) -> NDArray[np.uint8]:
     """``floor((v - smallest) * 256 / 2**bits)``: the high byte of ``bits``-bit integers.
 
-    An 8-bit picture widened by repeating its byte (``v * 257`` for 16 bits) comes back unchanged.
+    An 8-bit image widened by repeating its byte (``v * 257`` for 16 bits) comes back unchanged.
     """
     out = np.empty(values.shape, np.uint8)
     for rows in _row_blocks(values):
@@ -31,7 +31,7 @@ def full_range(values: NDArray[Any], bits: int, *, signed: bool = False) -> NDAr
 
 
 def own_range(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The picture's own smallest and largest value become 0 and 255; one single value becomes 0.
+    """The image's own smallest and largest value become 0 and 255; one single value becomes 0.
 
     Raises ImageError for values that are not finite.
     """
@@ -43,12 +43,12 @@ def own_range(values: NDArray[Any]) -> NDArray[np.uint8]:
     return _linear_blocks(values, float(low), float(high))
 
 
-def given_range(values: NDArray[Any], limits: tuple[float, float]) -> NDArray[np.uint8]:
-    """``limits`` become 0 and 255, rounded to the nearest level.
+def given_range(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
+    """``bounds`` become 0 and 255, rounded to the nearest level.
 
     Raises ImageError for values that are not finite or lie outside by more than half a level.
     """
-    low, high = limits
+    low, high = bounds
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise ImageError(f"float_range is ({low}, {high}); expected two finite numbers, low first")
     least, most = values.min(), values.max()

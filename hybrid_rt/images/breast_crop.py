@@ -1,14 +1,15 @@
-"""Where the breast is on a mammogram: its bounding box, without film borders and view labels.
+"""The breast's bounding box on a mammogram, without scan borders and view labels.
 
-Scanned films have white borders and burned-in letters, which a network can learn in place of the
-breast. The search runs on a copy of at most 128 pixels a side, in NumPy, always the same way:
+Scanned mammograms have white borders and burned-in letters, which a network can learn in place of
+the breast. The search runs on a copy of at most 128 pixels a side, in NumPy, always the same way:
 
-1. lines at the four edges that are brighter than the picture just inside them are film border;
+1. lines at the four edges that are brighter than the image just inside them are scan border;
 2. Otsu's threshold (IEEE Trans. SMC 9, 1979), lowered towards the background so that the dim
    skin line stays, and an opening that cuts thin bridges;
-3. the largest connected part that reaches the left or the right side: labels lie free.
+3. the largest connected component that reaches the left or the right side: labels lie free.
 
-A picture without such a part, or where it cannot be told from its surroundings, is kept whole.
+An image without such a component, or where it cannot be told from its surroundings, is kept
+complete.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _LONG_SIDE = 128  # pixels of the searched copy
-_BORDER_DEPTH = 0.04  # of the side: how far a film border reaches in
+_BORDER_DEPTH = 0.04  # of the side: how far a scan border reaches in
 _BORDER_STEP = 40  # grey levels a border is brighter than what lies inside it
 _BORDER_SHARE = 0.12  # of a line that has to be so for the line to be border
 _LOWERED = 0.2  # of the way from the background to Otsu's threshold
@@ -40,8 +41,8 @@ _Mask = NDArray[np.bool_]
 def breast_box(image: Image.Image) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the breast in pixels, right and bottom exclusive.
 
-    ``image`` is of mode L or RGB with a dark background. The whole picture where no breast is
-    clear; never fails.
+    ``image`` is of mode L or RGB with a dark background. The complete image if no breast
+    is clear; never fails.
     """
     whole = (0, 0, image.width, image.height)
     factor = -(-max(image.size) // _LONG_SIDE)
@@ -53,11 +54,11 @@ def breast_box(image: Image.Image) -> tuple[int, int, int, int]:
     bright = inner > _threshold(inner)
     if not _on_dark_background(inner, bright):
         return whole
-    part = _breast(_opened(bright))
-    if part is None:
+    component = _breast(_opened(bright))
+    if component is None:
         return whole
-    first, last = _bounds(part.sum(axis=1) >= _LEAST_WIDTH * part.sum(axis=1).max())
-    start, stop = _bounds(part[first:last].any(axis=0))
+    first, last = _bounds(component.sum(axis=1) >= _LEAST_WIDTH * component.sum(axis=1).max())
+    start, stop = _bounds(component[first:last].any(axis=0))
     tall, wide = 1 + round(_MARGIN * (last - first)), 1 + round(_NIPPLE * (stop - start))
     return (
         (left + max(start - wide, 0)) * factor,
@@ -74,7 +75,7 @@ def _bounds(line: Any) -> tuple[int, int]:
 
 
 def _inside_border(small: NDArray[np.int16]) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of the picture inside bright film borders."""
+    """(top, bottom, left, right) of the image inside bright scan borders."""
     return (
         _border_lines(small),
         small.shape[0] - _border_lines(small[::-1]),
@@ -84,7 +85,7 @@ def _inside_border(small: NDArray[np.int16]) -> tuple[int, int, int, int]:
 
 
 def _border_lines(small: NDArray[np.int16]) -> int:
-    """How many of the first rows are film border, and one for the blurred line after them."""
+    """How many of the first rows are scan border, and one for the blurred line after them."""
     depth = max(2, round(len(small) * _BORDER_DEPTH))
     inside = small[depth + 1 : depth + 3].max(axis=0)
     bright = (small[:depth] > inside + _BORDER_STEP).mean(axis=1) >= _BORDER_SHARE
@@ -111,7 +112,7 @@ def _threshold(values: NDArray[np.int16]) -> float:
 
 
 def _opened(mask: _Mask) -> _Mask:
-    """Erosion, then dilation, with a 3x3 square; the outside counts as part of the mask."""
+    """Erosion, then dilation, with a 3x3 square; the outside counts as mask."""
     return _dilated(~_dilated(~mask))
 
 
@@ -123,21 +124,21 @@ def _dilated(mask: _Mask) -> _Mask:
 
 
 def _breast(mask: _Mask) -> _Mask | None:
-    """The largest part that reaches the left or right side; None if it is small or ragged."""
+    """The largest component that reaches the left or right side; None if it is small or ragged."""
     reach = max(1, round(mask.shape[1] * _SIDE_REACH))
     best: _Mask | None = None
-    for part in _parts(mask):
-        touches = part[:, :reach].any() or part[:, -reach:].any()
-        if touches and (best is None or part.sum() > best.sum()):
-            best = part
+    for component in _components(mask):
+        touches = component[:, :reach].any() or component[:, -reach:].any()
+        if touches and (best is None or component.sum() > best.sum()):
+            best = component
     if best is None or best.sum() < _LEAST_AREA * mask.size:
         return None
     (top, bottom), (left, right) = _bounds(best.any(axis=1)), _bounds(best.any(axis=0))
     return best if best.sum() >= _LEAST_FILL * (bottom - top) * (right - left) else None
 
 
-def _parts(mask: _Mask) -> list[_Mask]:
-    """The 4-connected parts of at least _LEAST_AREA, found from runs of True in each row."""
+def _components(mask: _Mask) -> list[_Mask]:
+    """The 4-connected components of at least _LEAST_AREA, found from runs of True in each row."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     starts, stops = np.argwhere(edges == 1), np.argwhere(edges == -1)[:, 1]
     runs = [(int(r), int(a), int(b)) for (r, a), b in zip(starts, stops, strict=True)]
@@ -162,12 +163,12 @@ def _parts(mask: _Mask) -> list[_Mask]:
     areas: dict[int, int] = {}
     for i, (_, start, stop) in enumerate(runs):
         areas[root(i)] = areas.get(root(i), 0) + stop - start
-    parts = []
+    components = []
     for label, area in areas.items():
         if area >= _LEAST_AREA * mask.size:
-            part = np.zeros_like(mask)
+            component = np.zeros_like(mask)
             for i, (row, start, stop) in enumerate(runs):
                 if root(i) == label:
-                    part[row, start:stop] = True
-            parts.append(part)
-    return parts
+                    component[row, start:stop] = True
+            components.append(component)
+    return components

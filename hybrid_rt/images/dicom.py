@@ -1,4 +1,4 @@
-"""DICOM files to 8-bit pictures: modality LUT, VOI LUT or window, inversion, 8 bits.
+"""DICOM files to 8-bit images: modality LUT, VOI LUT or window, inversion, 8 bits.
 
 The order and the formulas are those of DICOM PS3.3: C.11.1 (modality LUT), C.11.2 (VOI LUT and
 window) and C.7.6.3.1.2 (MONOCHROME1). pydicom parses the file and decodes the pixel data; it is

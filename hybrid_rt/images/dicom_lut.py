@@ -1,6 +1,6 @@
 """Stored DICOM values to 256 grey levels: modality LUT, then VOI LUT or window.
 
-A picture of 16 bits has at most 65,536 different values, so the formulas run on those and the
+An image of 16 bits has at most 65,536 different values, so the formulas run on those and the
 pixels are looked up: exact in double precision, and the cost of one table look-up a pixel.
 """
 
@@ -58,7 +58,7 @@ def _by_table(
 
 
 def _not_padding(stored: NDArray[Any], header: Any) -> NDArray[np.bool_]:
-    """False at the values that fill the frame outside the picture (PS3.3 C.7.5.1.1.2)."""
+    """False at the values that fill the frame outside the image (PS3.3 C.7.5.1.1.2)."""
     first = header.get("PixelPaddingValue")
     if not isinstance(first, int):
         return np.ones(stored.shape, bool)

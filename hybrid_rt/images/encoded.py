@@ -1,7 +1,7 @@
-"""Picture files to 8-bit pictures, through Pillow: JPEG, PNG, TIFF, WebP and BMP.
+"""Image files to 8-bit images, through Pillow: JPEG, PNG, TIFF, WebP and BMP.
 
 The decoder is chosen from the file's first bytes, never from its name. The decoder classes are
-called directly: ``Image.open`` would try every format Pillow knows and warn about large pictures
+called directly: ``Image.open`` would try every format Pillow knows and warn about large images
 through Python's warning filters, which threads share.
 """
 
@@ -17,7 +17,7 @@ from hybrid_rt.errors import ImageError
 from hybrid_rt.images import bit_depth
 from hybrid_rt.spec import Preprocess
 
-#: Pictures with more pixels are refused before they are decoded. Pillow's own hard limit.
+#: Images with more pixels are refused before they are decoded. Pillow's own hard limit.
 MAX_PIXELS = 178_956_970
 
 KINDS = "JPEG, PNG, TIFF, WebP, BMP or DICOM"
@@ -46,10 +46,10 @@ def read_encoded(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> Image.Image:
-    """Decode one picture file; ``head`` is its first 16 bytes or more, ``stream`` is at byte 0.
+    """Decode one image file; ``head`` is its first 16 bytes or more, ``stream`` is at byte 0.
 
     Returns mode L or RGB, upright, 8 bits, alpha composed over black.
-    Raises ImageError for anything that is not one whole picture of a known kind.
+    Raises ImageError for anything that is not one complete image of a known kind.
     """
     opener = _opener(head)
     try:
@@ -87,7 +87,7 @@ def image_to_8_bits(
         image = _wide_to_8_bits(image, preprocess, float_range, inverted)
     elif float_range is not None:
         raise ImageError(
-            f"float_range was given for a picture of mode {image.mode}; expected floating point: "
+            f"float_range was given for an image of mode {image.mode}; expected floating point: "
             "leave float_range out"
         )
     elif high_byte_only and preprocess.high_bit_depth == "minmax":
@@ -102,7 +102,7 @@ def image_to_8_bits(
 
 
 def check_size(width: int, height: int) -> None:
-    """Raise ImageError for a picture without pixels or with more than MAX_PIXELS."""
+    """Raise ImageError for an image without pixels or with more than MAX_PIXELS."""
     if width < 1 or height < 1:
         raise ImageError(f"it is {width}x{height} pixels; expected at least one pixel")
     if width * height > MAX_PIXELS:
@@ -167,7 +167,7 @@ def _opener(head: bytes) -> Callable[[BinaryIO], Any]:
 
         return BmpImageFile
     raise ImageError(
-        f"it begins with {head[:8]!r}, which is no picture this reads; expected {KINDS}: "
+        f"it begins with {head[:8]!r}, which is no image this reads; expected {KINDS}: "
         "convert it to PNG"
     )
 
@@ -182,7 +182,7 @@ def _seek(image: Image.Image, frame: int) -> None:
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """What turns the picture upright; None where EXIF says nothing or cannot be read."""
+    """What turns the image upright; None where EXIF says nothing or cannot be read."""
     try:
         return _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data does not spoil the pixels
@@ -225,7 +225,7 @@ def _wide_to_8_bits(
         else:
             raise ImageError(
                 "floating point values do not say which of them is white; expected an integer "
-                "picture: pass float_range=(0, 1) if they run from 0 to 1"
+                "image: pass float_range=(0, 1) if they run from 0 to 1"
             )
     else:
         if float_range is not None:
@@ -251,7 +251,7 @@ def _integer_type(image: Image.Image) -> tuple[int, bool]:
     """Bits a sample and whether they are signed."""
     if image.mode.startswith("I;16"):
         return _tag(image, _BITS_PER_SAMPLE, 16), False
-    if image.format == "PNG":  # Pillow before 11.3 gives 16-bit PNG as mode I
+    if image.format == "PNG":  # Pillow before 11.3 opens 16-bit PNG as mode I
         return 16, False
     if hasattr(image, "tag_v2"):
         return _tag(image, _BITS_PER_SAMPLE, 32), _tag(image, _SAMPLE_FORMAT, 1) == _SIGNED

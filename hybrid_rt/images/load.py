@@ -1,6 +1,6 @@
 """Anything a person has to the network's pixels: uint8 ``[height, width, 3]``, RGB.
 
-Training, export and the runtime all call this file, so a picture gives the same pixels in each.
+Training, export and the runtime all call this file, so an image has the same pixels in each.
 The steps, in order: decode, turn upright, window to 8 bits, compose alpha over black, crop,
 convert to RGB, resize. docs/images.md has the rule for every kind of input.
 """
@@ -53,10 +53,10 @@ def load_pixels(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> NDArray[np.uint8]:
-    """One picture as the network's input: uint8 ``[height, width, 3]``, RGB, C-contiguous, yours.
+    """One image as the network's input: uint8 ``[height, width, 3]``, RGB, C-contiguous, yours.
 
-    ``float_range`` says which floating-point values are black and white, such as ``(0, 1)``; a
-    picture of floats without it is an error, as is any other picture with it. ``frame`` picks one
+    ``float_range`` says which floating-point values are black and white, such as ``(0, 1)``; an
+    image of floats without it is an error, as is any other image with it. ``frame`` picks one
     of several frames (DICOM, TIFF, animations), counted from 0.
 
     Raises ImageError, which names the source, for anything that cannot be read.
@@ -70,7 +70,7 @@ def load_batch(
     *,
     float_range: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Many pictures, or one, as uint8 ``[pictures, height, width, 3]``; see load_pixels.
+    """Many images, or one, as uint8 ``[images, height, width, 3]``; see load_pixels.
 
     Raises ImageError for the first that cannot be read, with its name and place.
     """
@@ -81,13 +81,13 @@ def load_batch(
             batch[index] = load_pixels(item, preprocess, float_range=float_range)
         except ImageError as err:
             if len(items) > 1:
-                err.args = (f"picture {index} of {len(items)}: {err}",)
+                err.args = (f"image {index} of {len(items)}: {err}",)
             raise
     return batch
 
 
 def as_sources(sources: Source | Iterable[Source]) -> list[Source]:
-    """One source or many, as a list. An array ``[pictures, H, W, C]`` gives one entry each.
+    """One source or many, as a list. An array ``[images, H, W, C]`` has one entry each.
 
     Raises ImageError for something that is neither.
     """
@@ -112,7 +112,7 @@ def decode(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> Image.Image:
-    """The whole picture before crop and resize: PIL mode L or RGB, upright, windowed to 8 bits.
+    """The complete image before crop and resize: PIL mode L or RGB, upright, windowed to 8 bits.
 
     Raises ImageError as load_pixels does.
     """
@@ -126,10 +126,10 @@ def decode(
 
 
 def prepare(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Crop, convert to RGB and resize a decoded picture: uint8 ``[height, width, 3]``.
+    """Crop, convert to RGB and resize a decoded image: uint8 ``[height, width, 3]``.
 
-    "stretch" gives bit for bit what ``image.convert("RGB").resize((width, height), filter)`` gives,
-    and so what torchvision's ``Resize((height, width))`` gives on a PIL image.
+    "stretch" returns bit for bit what ``image.convert("RGB").resize((width, height), filter)``
+    returns, and so what torchvision's ``Resize((height, width))`` returns on a PIL image.
     """
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
@@ -138,7 +138,7 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
 
         left, top, right, bottom = breast_box(image)
         if (left, top, right, bottom) != (0, 0, *image.size):
-            # not Image.crop, which warns about large pictures
+            # not Image.crop, which warns about large images
             image = Image.fromarray(np.asarray(image)[top:bottom, left:right])
     pixels = np.asarray(_resize(image, preprocess))
     if pixels.ndim == 2:  # channels are filtered one by one: one of three equal ones is enough
@@ -185,7 +185,7 @@ def _decode(
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes):
-            raise ImageError("it gives text; expected bytes: open the file with mode 'rb'")
+            raise ImageError("it returns text; expected bytes: open the file with mode 'rb'")
         return _decode_stream(io.BytesIO(data), preprocess, float_range, frame)
     if _is_dataset(source):
         from hybrid_rt.images.dicom import read_dataset
@@ -255,7 +255,7 @@ def _decode_image(
         raise
     except Exception as err:  # a lazily opened file fails here, in a dozen types
         raise ImageError(
-            f"PIL cannot load it ({str(err) or type(err).__name__}); expected a whole picture"
+            f"PIL cannot load it ({str(err) or type(err).__name__}); expected a complete image"
         ) from err
 
 
@@ -265,11 +265,11 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     width, height = image.size
     if preprocess.resize == "stretch":
         return image.resize(size, resample)
-    if preprocess.resize == "fill":  # the largest centred part of the target's shape
-        part_w = min(width, max(1, round(height * size[0] / size[1])))
-        part_h = min(height, max(1, round(width * size[1] / size[0])))
-        left, top = (width - part_w) // 2, (height - part_h) // 2
-        return image.resize(size, resample, box=(left, top, left + part_w, top + part_h))
+    if preprocess.resize == "fill":  # the largest centred region of the target's shape
+        crop_w = min(width, max(1, round(height * size[0] / size[1])))
+        crop_h = min(height, max(1, round(width * size[1] / size[0])))
+        left, top = (width - crop_w) // 2, (height - crop_h) // 2
+        return image.resize(size, resample, box=(left, top, left + crop_w, top + crop_h))
     scale = min(size[0] / width, size[1] / height)
     inner = (
         min(size[0], max(1, round(width * scale))),

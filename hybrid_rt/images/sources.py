@@ -1,4 +1,4 @@
-"""Tell one picture from many, and find the picture files a person means on a command line."""
+"""Tell one image from many, and find the image files of paths, folders and globs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hybrid_rt.errors import ImageError
 from hybrid_rt.images.arrays import is_array
 from hybrid_rt.images.load import is_single
 
-#: Files of a folder that are taken for pictures; files without a suffix may be DICOM.
-PICTURE_SUFFIXES = frozenset(
+#: Files of a folder that are taken for images; files without a suffix may be DICOM.
+IMAGE_SUFFIXES = frozenset(
     (".bmp", ".dcm", ".dicom", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp", "")
 )
 
 
 def is_one(source: Any) -> bool:
-    """Whether ``source`` is one picture: a path, bytes, file, PIL image, pydicom Dataset or
+    """Whether ``source`` is one image: a path, bytes, file, PIL image, pydicom Dataset or
     array ``[H,W]`` or ``[H,W,C]``.
 
     Lists, other iterables and arrays ``[N,H,W,C]`` are many.
@@ -33,24 +33,24 @@ def is_one(source: Any) -> bool:
 
 
 def is_named(source: Any) -> bool:
-    """Whether a picture has a name of its own: it is a path."""
+    """Whether an image has a name of its own: it is a path."""
     return isinstance(source, (str, os.PathLike))
 
 
 def expand(arguments: Iterable[str]) -> list[Path]:
-    """Picture files for paths, folders and globs, in the order given; folders sorted, recursive.
+    """Image files for paths, folders and globs, in the order given; folders sorted, recursive.
 
-    A path that does not exist is kept, so that reading it gives the error. Raises ImageError for
-    a folder or a glob without pictures.
+    A path that does not exist is kept, so that reading it raises the error. Raises ImageError for
+    a folder or a glob without images.
     """
     paths: list[Path] = []
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if _is_picture(p, path)]
+            found = [p for p in sorted(path.rglob("*")) if _is_image_file(p, path)]
             if not found:
                 raise ImageError(
-                    f"{path} holds no pictures; expected files such as .png, .jpg or .dcm in it"
+                    f"{path} holds no images; expected files such as .png, .jpg or .dcm in it"
                 )
             paths += found
         elif path.exists() or not glob.has_magic(argument):
@@ -63,8 +63,8 @@ def expand(arguments: Iterable[str]) -> list[Path]:
     return paths
 
 
-def _is_picture(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+def _is_image_file(path: Path, root: Path) -> bool:
+    hidden = any(name.startswith(".") for name in path.relative_to(root).parts)
     if hidden or not path.is_file() or path.name == "DICOMDIR":
         return False
-    return path.suffix.lower() in PICTURE_SUFFIXES
+    return path.suffix.lower() in IMAGE_SUFFIXES

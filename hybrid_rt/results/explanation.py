@@ -1,8 +1,8 @@
-"""Explanation: where each branch looked, at the picture's own resolution.
+"""Explanation: where each branch looked, at the image's own resolution.
 
-The heatmaps come out of the exported graph itself, in the same pass as the answer: the class
+The heatmaps come out of the exported graph itself, in the same pass as the prediction: the class
 token's attention weighted by its gradient for the ViT, Grad-CAM for the CNN. Here they are only
-carried back through crop and resize to the picture a person knows.
+carried back through crop and resize to the original image.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _COLOURS = np.array(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """A prediction with the picture it was made from and both branches' heatmaps.
+    """A prediction with the image it was made from and both branches' heatmaps.
 
-    ``image`` is the picture before crop and resize; ``grids`` holds the graph's own small maps by
-    output name, not scaled; ``box`` is the part of the picture that the crop kept.
+    ``image`` is the image before crop and resize; ``grids`` holds the graph's own small maps by
+    output name, not scaled; ``box`` is the region of the image that the crop kept.
     """
 
     prediction: Prediction
@@ -57,7 +57,7 @@ class Explanation:
     def from_outputs(
         cls, prediction: Prediction, row: Outputs, image: Image.Image, preprocess: Preprocess
     ) -> Explanation:
-        """From one row of the graph's outputs and the picture before crop and resize."""
+        """From one row of the graph's outputs and the image before crop and resize."""
         return cls(
             prediction=prediction,
             image=image,
@@ -70,7 +70,7 @@ class Explanation:
     def heatmap_vit(self) -> NDArray[np.float32]:
         """Where the ViT looked: float32 ``[image.height, image.width]``, made at each access.
 
-        0 is no influence on the answer, or cropped away; 1 is the branch's strongest place.
+        0 is no influence on the prediction, or cropped away; 1 is the branch's strongest place.
         """
         return self._heatmap("heatmap_vit", self.image.size)
 
@@ -81,10 +81,10 @@ class Explanation:
 
     @property
     def strength(self) -> dict[str, float]:
-        """How far each branch's heat moves the answer, to first order: "vit" in log-odds, "cnn" in
-        units of the logit.
+        """How far each branch's heat moves the prediction, to first order: "vit" in log-odds, "cnn"
+        in units of the logit.
 
-        A branch with little of it had little say, however its map looks.
+        A branch with little of it had little influence, however its map looks.
         """
         return {
             name.removeprefix("heatmap_"): float(np.maximum(np.nan_to_num(grid), 0).sum())
@@ -92,14 +92,14 @@ class Explanation:
         }
 
     def _heatmap(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
-        """For a copy of the picture of another ``size`` (width, height)."""
+        """For a copy of the image of another ``size`` (width, height)."""
         across, down = size[0] / self.image.width, size[1] / self.image.height
         left, top, right, bottom = self.box
         box = (round(left * across), round(top * down), round(right * across), round(bottom * down))
         return place_heatmap(_unit(self.grids[name]), size, box, self.preprocess)
 
     def overlay(self, *, max_size: int = 640) -> Image.Image:
-        """The picture, and the picture under each branch's heatmap, side by side with captions.
+        """The image, and the image under each branch's heatmap, side by side with captions.
 
         A caption ends with the branch's strength; the weaker branch's heat is fainter. A panel's
         longer side is at most ``max_size`` pixels.
@@ -144,16 +144,16 @@ class Explanation:
 
 def _caption(prediction: Prediction) -> str:
     if prediction.label is None or prediction.probability is None:
-        return "no answer: a foreign picture"
+        return "no prediction: out of distribution"
     return f"{prediction.label} {prediction.probability:.1%}"
 
 
 def check_heatmaps(output_names: Sequence[str], file: str) -> None:
-    """Raise ModelFileError unless a graph gives both heatmaps."""
+    """Raise ModelFileError unless a graph returns both heatmaps."""
     missing = [name for name in _OUTPUTS if name not in output_names]
     if missing:
         raise ModelFileError(
-            f"{file} gives no {' and no '.join(missing)}; export it again with: "
+            f"{file} has no {' and no '.join(missing)}; export it again with: "
             "hybrid-export --explain"
         )
 
@@ -163,14 +163,14 @@ def place_heatmap(
 ) -> NDArray[np.float32]:
     """A small map ``[rows, columns]`` over the model's input, as float32 ``[height, width]``.
 
-    ``size`` is the picture's (width, height), ``box`` the part of it that was kept by the crop.
+    ``size`` is the image's (width, height), ``box`` the region of it that the crop kept.
     What the model did not see is 0.
     """
     from PIL import Image
 
     canvas = np.zeros((size[1], size[0]), np.float32)
     left, top, right, bottom = box
-    if right <= left or bottom <= top:  # a crop may vanish in a small copy of the picture
+    if right <= left or bottom <= top:  # a crop may vanish in a small copy of the image
         return canvas
     seen = _seen(right - left, bottom - top, preprocess)
     heat = Image.fromarray(np.ascontiguousarray(grid, np.float32))
@@ -194,8 +194,8 @@ def place_heatmap(
         )
     width, height = target[2] - target[0], target[3] - target[1]
     if width > 0 and height > 0:
-        part = heat.resize((width, height), Image.Resampling.BILINEAR, box=source)
-        canvas[target[1] : target[3], target[0] : target[2]] = np.asarray(part)
+        region = heat.resize((width, height), Image.Resampling.BILINEAR, box=source)
+        canvas[target[1] : target[3], target[0] : target[2]] = np.asarray(region)
     return canvas
 
 
@@ -209,7 +209,7 @@ def _crop_box(image: Image.Image, preprocess: Preprocess) -> Box:
 
 
 def _seen(width: int, height: int, preprocess: Preprocess) -> tuple[float, float, float, float]:
-    """Shares (left, top, right, bottom) of the input that is picture ("fit"), or of the picture
+    """Shares (left, top, right, bottom) of the input that is image ("fit"), or of the image
     that is input ("fill"); all of it for "stretch"."""
     if preprocess.resize == "stretch":
         return 0.0, 0.0, 1.0, 1.0

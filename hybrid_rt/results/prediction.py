@@ -1,4 +1,4 @@
-"""Prediction: the answer for one picture."""
+"""Prediction: the prediction for one image."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _THUMBNAIL = 256  # pixels
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """The answer for one picture.
+    """The prediction for one image.
 
     ``probabilities`` maps every class, in the spec's order, to its probability; ``logits`` is
-    float32 ``[classes]``, before temperature and softmax; ``source`` names the picture. A notebook
-    shows the picture beside the answer.
+    float32 ``[classes]``, before temperature and softmax; ``source`` names the image. A notebook
+    shows the image beside the prediction.
 
-    ``decision`` is there where the spec or the caller gave a threshold, ``label_set`` (most
+    ``decision`` is there if the spec or the caller has a threshold, ``prediction_set`` (most
     probable label first) and its rule ``coverage`` where the caller asked for a coverage,
-    ``novelty`` and ``foreign`` where the model knows its training pictures: a novelty above 1
-    means a picture unlike them. Where the caller asked to abstain, a foreign picture has no
-    label, probability, decision or label set: they are None, and only the raw ``probabilities``
-    and ``logits`` are left for an audit.
+    ``ood_score`` and ``is_ood`` if the model has an out-of-distribution detector: a score above 1
+    means an image unlike the training images. If the caller asked to abstain, an
+    out-of-distribution image has no label, probability, decision or prediction set: they are None,
+    and only the raw ``probabilities`` and ``logits`` are left for an audit.
     """
 
     label: str | None
@@ -46,11 +46,11 @@ class Prediction:
     logits: NDArray[np.float32]
     source: str
     decision: Decision | None = None
-    label_set: tuple[str, ...] | None = None
+    prediction_set: tuple[str, ...] | None = None
     coverage: CoverageRule | None = None
-    novelty: float | None = None
-    foreign: bool | None = None
-    picture: Callable[[], Image.Image] | None = field(default=None, repr=False)
+    ood_score: float | None = None
+    is_ood: bool | None = None
+    load_image: Callable[[], Image.Image] | None = field(default=None, repr=False)
 
     @classmethod
     def from_outputs(
@@ -59,10 +59,10 @@ class Prediction:
         probabilities: NDArray[np.float32],
         logits: NDArray[np.float32],
         source: str,
-        picture: Callable[[], Image.Image] | None = None,
+        load_image: Callable[[], Image.Image] | None = None,
         *,
         rules: Rules | None = None,
-        novelty: float | None = None,
+        ood_score: float | None = None,
     ) -> Prediction:
         """From one row of the graph's outputs, ``[classes]`` each.
 
@@ -70,23 +70,23 @@ class Prediction:
         """
         if probabilities.shape != (len(spec.classes),):
             raise ModelFileError(
-                f"the model gives probabilities {probabilities.shape}; its specification has "
+                f"the model returns probabilities {probabilities.shape}; its specification has "
                 f"{len(spec.classes)} classes: export it again"
             )
         values = dict(zip(spec.classes, probabilities.tolist(), strict=True))
         label = spec.classes[int(probabilities.argmax())]
         rules = rules or Rules(point=spec.operating_point)
-        foreign = None if novelty is None else not novelty <= 1  # also where it is no number
-        if rules.abstain and foreign:
+        is_ood = None if ood_score is None else not ood_score <= 1  # also where it is no number
+        if rules.abstain and is_ood:
             return cls(
                 label=None,
                 probability=None,
                 probabilities=values,
                 logits=logits,
                 source=source,
-                novelty=novelty,
-                foreign=foreign,
-                picture=picture,
+                ood_score=ood_score,
+                is_ood=is_ood,
+                load_image=load_image,
             )
         return cls(
             label=label,
@@ -95,25 +95,25 @@ class Prediction:
             logits=logits,
             source=source,
             decision=rules.decide(values),
-            label_set=rules.label_set(values),
+            prediction_set=rules.prediction_set(values),
             coverage=rules.coverage,
-            novelty=novelty,
-            foreign=foreign,
-            picture=picture,
+            ood_score=ood_score,
+            is_ood=is_ood,
+            load_image=load_image,
         )
 
     @property
     def abstained(self) -> bool:
-        """Whether the model gave no answer, the picture being foreign to it."""
+        """Whether the model made no prediction, the image being out of distribution."""
         return self.label is None
 
     @property
     def headline(self) -> str:
-        """The answer in a few words, such as "cancer 93.1%"."""
+        """The prediction in a few words, such as "cancer 93.1%"."""
         if self.label is None:
-            return "abstained: unlike the training pictures"
-        foreign = " (unlike the training pictures)" if self.foreign else ""
-        return f"{self.label} {self.probability:.1%}{foreign}"
+            return "abstained: unlike the training images"
+        note = " (unlike the training images)" if self.is_ood else ""
+        return f"{self.label} {self.probability:.1%}{note}"
 
     def top(self, k: int = 3) -> list[tuple[str, float]]:
         """The ``k`` most probable classes with their probabilities, most probable first."""
@@ -136,15 +136,15 @@ class Prediction:
                 "threshold": self.decision.threshold,
                 "criterion": self.decision.criterion,
             }
-        if self.label_set is not None and self.coverage is not None:
-            result["label_set"] = list(self.label_set)
+        if self.prediction_set is not None and self.coverage is not None:
+            result["prediction_set"] = list(self.prediction_set)
             result["coverage"] = {
                 "wanted": self.coverage.coverage,
                 "by": self.coverage.by,
                 "note": self.coverage.note,
             }
-        if self.novelty is not None:
-            result |= {"novelty": self.novelty, "foreign": self.foreign}
+        if self.ood_score is not None:
+            result |= {"ood_score": self.ood_score, "is_ood": self.is_ood}
         return result
 
     def _repr_html_(self) -> str:
@@ -154,9 +154,9 @@ class Prediction:
             for name, value in self.top(5)
         )
         image = ""
-        if self.picture is not None:
+        if self.load_image is not None:
             with contextlib.suppress(HybridError):  # the file may be gone by now
-                image = f"<img style='max-width:{_THUMBNAIL}px' src='{_data_url(self.picture)}'>"
+                image = f"<img style='max-width:{_THUMBNAIL}px' src='{_data_url(self.load_image)}'>"
         return (
             f"<div style='display:flex;gap:1em'>{image}<div><b>{html.escape(self.headline)}</b>"
             f"<br><small>{html.escape(self.source)}</small>"
@@ -166,7 +166,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionError:
-    """What ``stream`` gives in place of a Prediction for a picture that could not be read."""
+    """What ``stream`` yields in place of a Prediction for an image that could not be read."""
 
     source: str
     error: HybridError
@@ -176,8 +176,8 @@ class PredictionError:
         return {"source": self.source, "error": str(self.error)}
 
 
-def _data_url(picture: Callable[[], Image.Image]) -> str:
-    image = picture().convert("RGB")
+def _data_url(load_image: Callable[[], Image.Image]) -> str:
+    image = load_image().convert("RGB")
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Predictions: the answers for many pictures, and their tables."""
+"""Predictions: the predictions for many images, and their tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybrid_rt.results.writers import csv_lines, jsonl_lines, to_html, to_row, w
 
 
 class Predictions(Sequence[Prediction]):
-    """The answers for many pictures, in their order. Behaves like a list; writes tables."""
+    """The predictions for many images, in their order. Behaves like a list; writes tables."""
 
     def __init__(self, items: Sequence[Prediction]) -> None:
         self._items = list(items)
@@ -41,17 +41,17 @@ class Predictions(Sequence[Prediction]):
 
     @property
     def labels(self) -> list[str | None]:
-        """The most probable class of each picture; None where the model abstained."""
+        """The most probable class of each image; None where the model abstained."""
         return [p.label for p in self._items]
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Float32 ``[pictures, classes]``."""
+        """Float32 ``[images, classes]``."""
         return np.array([list(p.probabilities.values()) for p in self._items], np.float32)
 
     @property
     def logits(self) -> NDArray[np.float32]:
-        """Float32 ``[pictures, classes]``, before temperature and softmax."""
+        """Float32 ``[images, classes]``, before temperature and softmax."""
         return np.array([p.logits for p in self._items], np.float32)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:

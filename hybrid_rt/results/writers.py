@@ -18,8 +18,8 @@ from hybrid_rt.files import atomic_path
 from hybrid_rt.results.prediction import Prediction, PredictionError
 from hybrid_rt.spec import ModelSpec
 
-#: Columns that rows have only where they were asked for or the model can give them.
-OPTIONAL = ("decision", "label_set", "novelty", "foreign")
+#: Columns that rows have only if they were asked for or the model has them.
+OPTIONAL = ("decision", "prediction_set", "ood_score", "is_ood")
 
 _TABLE_CLASSES = 6  # more classes than this show as the three most probable
 
@@ -39,10 +39,10 @@ def to_row(item: Prediction | PredictionError) -> dict[str, Any]:
     }
     if item.decision is not None:
         row["decision"] = str(item.decision)
-    if item.label_set is not None:
-        row["label_set"] = " | ".join(item.label_set)
-    if item.novelty is not None:
-        row |= {"novelty": item.novelty, "foreign": str(item.foreign).lower()}
+    if item.prediction_set is not None:
+        row["prediction_set"] = " | ".join(item.prediction_set)
+    if item.ood_score is not None:
+        row |= {"ood_score": item.ood_score, "is_ood": str(item.is_ood).lower()}
     return row
 
 
@@ -141,10 +141,10 @@ def _text_row(item: Prediction | PredictionError) -> dict[str, str]:
         row["probability"] = f"{item.probability:.4f}"
     if item.decision is not None:
         row["decision"] = str(item.decision)
-    if item.label_set is not None:
-        row["label set"] = "{" + ", ".join(item.label_set) + "}"
-    if item.novelty is not None:
-        row["novelty"] = f"{item.novelty:.2f}" + (" foreign" if item.foreign else "")
+    if item.prediction_set is not None:
+        row["prediction set"] = "{" + ", ".join(item.prediction_set) + "}"
+    if item.ood_score is not None:
+        row["ood_score"] = f"{item.ood_score:.2f}" + (" (OOD)" if item.is_ood else "")
     if len(item.probabilities) <= _TABLE_CLASSES:
         row |= {f"p({name})": f"{value:.4f}" for name, value in item.probabilities.items()}
     else:

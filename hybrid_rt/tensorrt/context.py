@@ -1,6 +1,6 @@
-"""One caller's way through a TensorRT engine: its own context, stream, buffers and graphs.
+"""One caller's execution context of a TensorRT engine, with its own stream, buffers and graphs.
 
-TensorRT's engine may be shared by threads, its execution contexts may not. A lane stays with one
+TensorRT's engine may be shared by threads, its execution contexts may not. A context stays with one
 optimization profile, so that its memory never moves and recorded graphs stay valid.
 """
 
@@ -32,11 +32,11 @@ class Tensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one picture's part."""
+        """Bytes of one image."""
         return math.prod(self.row) * self.dtype.itemsize
 
 
-class Lane:
+class ExecutionContext:
     """Runs batches up to ``largest`` on one execution context; one thread at a time.
 
     ``profile`` is None for a plan of fixed batch. ``bindings`` is the module of cuda-bindings, or

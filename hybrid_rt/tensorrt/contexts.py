@@ -1,4 +1,4 @@
-"""Lanes of one engine, lent to the threads that call it."""
+"""Execution contexts of one engine, lent to the threads that call it."""
 
 from __future__ import annotations
 
@@ -9,64 +9,64 @@ from collections.abc import Callable, Iterator
 
 from hybrid_rt.cuda import Gpu, abandon
 from hybrid_rt.errors import BackendError, HybridError
-from hybrid_rt.tensorrt.context import Lane
-from hybrid_rt.tensorrt.engine import BatchRange
+from hybrid_rt.tensorrt.context import ExecutionContext
+from hybrid_rt.tensorrt.engine import OptimizationProfile
 
 #: Seconds that ``close`` waits for calls under way, at exit too.
 _LONGEST_WAIT = 30.0
 
 
-class LanePool:
-    """Lanes for each optimization profile, made when they are needed, at most ``limit`` of each."""
+class ContextPool:
+    """Contexts for each optimization profile, made when needed, at most ``limit`` of each."""
 
     def __init__(
         self,
         gpu: Gpu,
-        make: Callable[[BatchRange], Lane],
+        make: Callable[[OptimizationProfile], ExecutionContext],
         release: Callable[[], None],
         limit: int,
     ) -> None:
         self._gpu = gpu
         self._make = make
-        self._release = release  # called once, when the last lane is gone
+        self._release = release  # called once, when the last context is gone
         self._limit = limit
         self._changed = threading.Condition()
-        self._idle: dict[int, list[Lane]] = defaultdict(list)
+        self._idle: dict[int, list[ExecutionContext]] = defaultdict(list)
         self._made: Counter[int] = Counter()
         self._closed = False
         self._inside = 0  # callers between the two ends of ``borrow``
 
     @contextlib.contextmanager
-    def borrow(self, batches: BatchRange, size: int = 0) -> Iterator[Lane]:
-        """A lane for this thread alone, with the GPU active. Waits where all are in use.
+    def borrow(self, profile: OptimizationProfile, size: int = 0) -> Iterator[ExecutionContext]:
+        """A context for this thread alone, with the GPU active. Waits if all are in use.
 
         Of several idle ones, that which ran batches of ``size`` last: its graph still holds.
         """
         with self._changed:
             self._inside += 1
         try:
-            lane = self._take(batches, size)
+            context = self._take(profile, size)
             whole = False
             try:
                 with self._gpu.active():
-                    yield lane
+                    yield context
                     whole = True
             finally:
-                self._give_back(batches, lane, whole)
+                self._put_back(profile, context, whole)
         finally:
             with self._changed:
                 self._inside -= 1
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Free the idle lanes and wait for those in use. May be called twice."""
+        """Free the idle contexts and wait for those in use. May be called twice."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
-            idle = [lane for lanes in self._idle.values() for lane in lanes]
-            for profile, lanes in self._idle.items():
-                self._made[profile] -= len(lanes)
+            idle = [context for contexts in self._idle.values() for context in contexts]
+            for index, contexts in self._idle.items():
+                self._made[index] -= len(contexts)
             self._idle.clear()
             last = self._made.total() == 0
             self._changed.notify_all()
@@ -74,27 +74,27 @@ class LanePool:
             with self._changed:
                 self._changed.wait_for(lambda: self._inside == 0, _LONGEST_WAIT)
 
-    def _take(self, batches: BatchRange, size: int) -> Lane:
-        profile = batches.profile
+    def _take(self, profile: OptimizationProfile, size: int) -> ExecutionContext:
+        index = profile.index
         with self._changed:
             while True:
                 if self._closed:
                     raise BackendError("this session is closed; open the model again")
-                idle = self._idle[profile]
+                idle = self._idle[index]
                 if idle:
-                    alike = (i for i, lane in enumerate(idle) if lane.batch == size)
+                    alike = (i for i, context in enumerate(idle) if context.batch == size)
                     return idle.pop(next(alike, -1))
-                if self._made[profile] < self._limit:
-                    self._made[profile] += 1
+                if self._made[index] < self._limit:
+                    self._made[index] += 1
                     break
                 self._changed.wait()
         try:
             with self._gpu.active():
-                return self._make(batches)
+                return self._make(profile)
         except BaseException as err:
             with self._changed:
-                self._made[profile] -= 1
-                others = self._made[profile]
+                self._made[index] -= 1
+                others = self._made[index]
                 self._limit = max(others, 1)
                 last = self._closed and self._made.total() == 0
                 self._changed.notify_all()
@@ -105,30 +105,34 @@ class LanePool:
                 raise
         # There is no room for one more, or TensorRT 8.6 lends a profile to one context only:
         # wait for one of those there are.
-        return self._take(batches, size)
+        return self._take(profile, size)
 
-    def _give_back(self, batches: BatchRange, lane: Lane, whole: bool) -> None:
+    def _put_back(
+        self, profile: OptimizationProfile, context: ExecutionContext, whole: bool
+    ) -> None:
         with self._changed:
             keep = whole and not self._closed
             if keep:
-                self._idle[batches.profile].append(lane)
+                self._idle[profile.index].append(context)
             else:
-                self._made[batches.profile] -= 1
+                self._made[profile.index] -= 1
             last = self._closed and self._made.total() == 0
             self._changed.notify()
         if keep:
             return
-        self._free([lane], last)
+        self._free([context], last)
 
-    def _free(self, lanes: list[Lane], last: bool) -> bool:
-        """Free lanes and, with the last, the engine; False if the GPU cannot be used any more."""
+    def _free(self, contexts: list[ExecutionContext], last: bool) -> bool:
+        """Free contexts and, with the last, the engine; False if the GPU cannot be used any
+        more.
+        """
         try:
             with self._gpu.active():
-                for lane in lanes:
-                    lane.close()
+                for context in contexts:
+                    context.close()
                 if last:
                     self._release()
         except HybridError:  # TensorRT must not free on it either
-            abandon((lanes, self._release))
+            abandon((contexts, self._release))
             return False
         return True

@@ -58,13 +58,13 @@ def runtime_log(library: TensorRTLibrary) -> RuntimeLog:
 
 
 @dataclass(frozen=True)
-class BatchRange:
+class OptimizationProfile:
     """Batch sizes that one optimization profile takes, both ends included.
 
     ``dynamic`` is False for a plan whose batch is fixed in the graph, which has no profile.
     """
 
-    profile: int
+    index: int
     smallest: int
     largest: int
     dynamic: bool = True
@@ -83,7 +83,7 @@ class PlanEngine:
         self._cache: Any = None
         self._cache_path: Path | None = None
         self.images, self.outputs = self._tensors()
-        self.ranges = self._ranges()
+        self.profiles = self._profiles()
         self.aux_streams = int(engine.num_aux_streams)
 
     @classmethod
@@ -121,7 +121,7 @@ class PlanEngine:
         """TensorRT for RTX compiles kernels when they are first used: say how, and keep them.
 
         Kernels for a new batch size are compiled before they run, not in the background, so that
-        an answer never depends on when it was asked for. Nothing to do on other libraries.
+        an output never depends on when it was asked for. Nothing to do on other libraries.
         """
         trt = self.library.module
         if not hasattr(trt, "CudaGraphStrategy"):
@@ -189,32 +189,34 @@ class PlanEngine:
             raise ModelFileError(f"{self._path} has the inputs {names}; expected images only")
         return found[modes.INPUT][0], tuple(found[modes.OUTPUT])
 
-    def _ranges(self) -> tuple[BatchRange, ...]:
+    def _profiles(self) -> tuple[OptimizationProfile, ...]:
         engine, name = self._engine, self.images.name
         fixed = int(engine.get_tensor_shape(name)[0])
         if fixed != -1:
-            return (BatchRange(0, fixed, fixed, dynamic=False),)
-        ranges = []
-        for profile in range(engine.num_optimization_profiles):
-            low, _, high = engine.get_tensor_profile_shape(name, profile)
-            ranges.append(BatchRange(profile, int(low[0]), int(high[0])))
-        return tuple(ranges)
+            return (OptimizationProfile(0, fixed, fixed, dynamic=False),)
+        profiles = []
+        for index in range(engine.num_optimization_profiles):
+            low, _, high = engine.get_tensor_profile_shape(name, index)
+            profiles.append(OptimizationProfile(index, int(low[0]), int(high[0])))
+        return tuple(profiles)
 
 
-def cut_batch(size: int, ranges: tuple[BatchRange, ...]) -> list[tuple[int, int, BatchRange]]:
-    """A batch as parts ``(start, stop, range)`` that the profiles take, as few as possible.
+def cut_batch(
+    size: int, profiles: tuple[OptimizationProfile, ...]
+) -> list[tuple[int, int, OptimizationProfile]]:
+    """A batch as chunks ``(start, stop, profile)`` that the profiles take, as few as possible.
 
-    A part may be smaller than its range allows: it is then filled up.
+    A chunk may be smaller than its profile allows: it is then filled up.
     """
-    biggest = max(ranges, key=lambda r: r.largest)
-    parts, start = [], 0
+    biggest = max(profiles, key=lambda p: p.largest)
+    chunks, start = [], 0
     while size - start > biggest.largest:
-        parts.append((start, start + biggest.largest, biggest))
+        chunks.append((start, start + biggest.largest, biggest))
         start += biggest.largest
     rest = size - start
-    fitting = [r for r in ranges if r.largest >= rest]
-    best = min(fitting, key=lambda r: (max(r.smallest - rest, 0), r.largest))
-    return [*parts, (start, size, best)]
+    fitting = [p for p in profiles if p.largest >= rest]
+    best = min(fitting, key=lambda p: (max(p.smallest - rest, 0), p.largest))
+    return [*chunks, (start, size, best)]
 
 
 def runtime_cache_path(digest: str) -> Path | None:

@@ -23,7 +23,7 @@ from hybrid_rt.errors import BackendMissingError, UsageError
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
-#: Modules that give each library's Python classes, in order of preference. NVIDIA's packages are
+#: Modules that hold each library's Python classes, in order of preference. NVIDIA's packages are
 #: called by the library; the wheels with bindings alone end in ``_bindings``.
 _MODULES: dict[LibraryName, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
@@ -98,7 +98,7 @@ class TensorRTLibrary:
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether a plan can be built for GPUs that are not in this machine."""
+        """Whether an engine can be built for GPUs that are not in this machine."""
         return hasattr(self.module, "ComputeCapability")
 
     @property
@@ -114,7 +114,7 @@ class TensorRTLibrary:
         return {f"{major}.{minor}": members[f"SM{major}{minor}"] for major, minor in numbers}
 
     def why_not_for(self, device: CudaDevice) -> str | None:
-        """Why no plan can be built for a GPU of this machine, as one line; None where one can."""
+        """Why no engine can be built for a GPU of this machine, as one line; None where one can."""
         known = self.known_capabilities
         if not known or device.compute_capability in known:
             return None
@@ -232,7 +232,7 @@ def _preload_rtx() -> None:
 
 
 def _so_version(path: Path) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", path.name.partition(".so.")[2]))
+    return tuple(int(number) for number in re.findall(r"\d+", path.name.partition(".so.")[2]))
 
 
 def _soname(path: Path) -> str:

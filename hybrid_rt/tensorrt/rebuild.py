@@ -1,4 +1,4 @@
-"""Build a bundle's TensorRT plan again, for this machine."""
+"""Build a bundle's TensorRT engine again, for this machine."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def rebuild_advice(bundle: Bundle | None, entry: BundleFile | None) -> str:
     return "build it again on this machine with hybrid-export --tensorrt"
 
 
-def rebuild_plan(
+def rebuild_engine(
     bundle: Bundle,
     name: str,
     *,
     device: str = "cuda:0",
     progress: Callable[[float, str], None] | None = None,
 ) -> Bundle:
-    """Build a bundle's plan again, for this machine, from the ONNX file it came from.
+    """Build a bundle's engine again, for this machine, from the ONNX file it came from.
 
-    Replaces the plan and then ``model.json``. The new entry has no parity certificate of its own:
+    Replaces the plan and then ``model.json``. The new entry has no parity report of its own:
     that of its source still holds for the graph, and ``HybridEngine.selftest`` compares the plan
-    with PyTorch's answers. Raises what ``build_plan`` raises, ModelFileError where the source is
+    with PyTorch's outputs. Raises what ``build_engine`` raises, ModelFileError where the source is
     gone, DigestError where it is damaged.
     """
-    from hybrid_rt.tensorrt.builder.build_engine import build_plan
+    from hybrid_rt.tensorrt.builder.build_engine import build_engine
 
     entry = bundle.files[name]
     if entry.source is None:
@@ -45,7 +45,7 @@ def rebuild_plan(
         )
     source = bundle.check(entry.source)
     old = entry.built_for
-    built = build_plan(
+    built = build_engine(
         source,
         bundle.path(name),
         library=old.library if old else "auto",
@@ -60,7 +60,7 @@ def rebuild_plan(
         precision=entry.precision,
         built_for=BuiltFor(**built.built_for),
         source=entry.source,
-        receipt=built.receipt,
+        dtype_report=built.dtype_report,
     )
     folder = Path(built.path).parent
     bundle = replace(bundle.with_file(name, renewed), folder=folder)

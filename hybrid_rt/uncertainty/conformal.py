@@ -1,8 +1,8 @@
-"""Sets of labels that hold the true one as often as asked: split conformal prediction.
+"""Prediction sets that hold the true label as often as asked: split conformal prediction.
 
-The calibration data are the probabilities that the model gave the true class of pictures it was
+The calibration data are the probabilities of the true class of images that the model was
 not trained on. A label is in the set where its probability is at least what all but the wanted
-share of those pictures reach (score 1 - p of Sadinle, Lei and Wasserman, JASA 2019; finite-sample
+share of those images reach (score 1 - p of Sadinle, Lei and Wasserman, JASA 2019; finite-sample
 ranks as in Angelopoulos and Bates, "Conformal Prediction: A Gentle Introduction", 2023).
 
     rule = Conformal.of(spec).rule(0.9)
@@ -24,19 +24,19 @@ from hybrid_rt.spec import ModelSpec
 #: Where the calibration data lie in ModelSpec.extras.
 EXTRAS_KEY = "conformal"
 
-#: What a coverage is counted over: the pictures of each class, or all pictures.
-By = Literal["class", "picture"]
+#: What a coverage is counted over: the images of each class, or all images.
+By = Literal["class", "image"]
 
-_FIELDS = ("method", "calibrated_on", "groups", "pictures", "classes")
+_FIELDS = ("method", "calibrated_on", "groups", "images", "classes")
 _ROUNDING = 1e-9  # (n + 1) * 0.9 may come out a hair above a whole number
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankTable:
-    """Order statistics of the true class's probability over ``count`` calibration pictures.
+    """Order statistics of the true class's probability over ``count`` calibration images.
 
     ``probabilities[i]``, falling, is the ``ranks[i]``-th largest; ``ranks`` None means all of
-    them: 1, 2, … count. A rank that was left out is answered by the next one, whose probability
+    them: 1, 2, … count. A rank that was left out is replaced by the next one, whose probability
     is lower: sets grow, coverage is kept.
     """
 
@@ -62,12 +62,12 @@ class RankTable:
         ):
             raise SpecError(f"conformal table's ranks; expected rising ones up to {self.count}")
         if self.count < 0 or (self.count and not self.probabilities):
-            raise SpecError(f"conformal table has no entry for {self.count} pictures")
+            raise SpecError(f"conformal table has no entry for {self.count} images")
 
     def threshold(self, coverage: float) -> float | None:
-        """The probability that the ceil((count + 1) * coverage)-th picture reaches.
+        """The probability that the ceil((count + 1) * coverage)-th image reaches.
 
-        None where there are too few pictures for that coverage.
+        None where there are too few images for that coverage.
         """
         rank = math.ceil((self.count + 1) * coverage - _ROUNDING)
         if rank > self.count:
@@ -81,7 +81,7 @@ class RankTable:
 class CoverageRule:
     """One coverage made ready: a label is in the set where it reaches its class's threshold.
 
-    ``short`` names the classes with too few calibration pictures for this coverage: they are in
+    ``short`` names the classes with too few calibration images for this coverage: they are in
     every set. The most probable label is in every set, so that none is empty.
     """
 
@@ -91,7 +91,7 @@ class CoverageRule:
     short: tuple[str, ...] = ()
 
     def labels(self, probabilities: Mapping[str, float]) -> tuple[str, ...]:
-        """The set for one picture's probabilities, most probable label first."""
+        """The set for one image's probabilities, most probable label first."""
         ranked = sorted(probabilities.items(), key=lambda item: -item[1])
         return tuple(
             name for i, (name, p) in enumerate(ranked) if i == 0 or p >= self.thresholds[name]
@@ -103,10 +103,10 @@ class CoverageRule:
         if not self.short:
             return ""
         needed = math.ceil(self.coverage / (1 - self.coverage) - _ROUNDING)
-        what = "all labels are" if self.by == "picture" else f"{' and '.join(self.short)} is"
+        what = "all labels are" if self.by == "image" else f"{' and '.join(self.short)} is"
         return (
             f"{what} in every set: a coverage of {self.coverage:g} needs {needed} calibration "
-            f"pictures{'' if self.by == 'picture' else ' of a class'}, and there were fewer"
+            f"images{'' if self.by == 'image' else ' of a class'}, and there were fewer"
         )
 
 
@@ -114,13 +114,13 @@ class CoverageRule:
 class Conformal:
     """A model's calibration data, read from ``spec.extras["conformal"]``.
 
-    ``labels`` are the spec's classes, ``pictures`` is the table of all calibration pictures.
+    ``labels`` are the spec's classes, ``images`` is the table of all calibration images.
     ``classes`` has one table for each class, or is empty where there are too many classes to
-    keep them; ``groups`` is how many patients the pictures are of, where that is known.
+    keep them; ``groups`` is how many patients the images are of, where that is known.
     """
 
     labels: tuple[str, ...]
-    pictures: RankTable
+    images: RankTable
     classes: Mapping[str, RankTable] = field(default_factory=dict)
     groups: int | None = None
     calibrated_on: str = "validation"
@@ -135,7 +135,7 @@ class Conformal:
         data = spec.extras.get(EXTRAS_KEY)
         if data is None:
             raise ModelFileError(
-                "this model has no calibration data for sets of labels; train it again with this "
+                "this model has no calibration data for prediction sets; train it again with this "
                 "version of hybrid-train, which keeps them, and export it"
             )
         path = f"extras.{EXTRAS_KEY}"
@@ -151,7 +151,7 @@ class Conformal:
             raise SpecError(f"{path}.groups is {groups!r}; expected a positive number or null")
         return cls(
             labels=spec.classes,
-            pictures=from_plain(RankTable, data["pictures"], f"{path}.pictures"),
+            images=from_plain(RankTable, data["images"], f"{path}.images"),
             classes={
                 name: from_plain(RankTable, tables[name], f"{path}.classes[{name!r}]")
                 for name in (spec.classes if tables else ())
@@ -170,16 +170,16 @@ class Conformal:
         Raises UsageError for another coverage, and by class where the model has no class tables.
         """
         if by not in get_args(By):
-            raise UsageError(f"coverage_by is {by!r}; expected 'class' or 'picture'")
+            raise UsageError(f"coverage_by is {by!r}; expected 'class' or 'image'")
         if isinstance(coverage, bool) or not isinstance(coverage, (int, float)):
             raise UsageError(f"coverage is {coverage!r}; expected a number such as 0.9")
         if not 0 < coverage < 1:
             raise UsageError(f"coverage is {coverage}; expected above 0 and below 1, such as 0.9")
         if by == "class" and not self.classes:
             raise UsageError(
-                "this model has too many classes for a coverage of each; use coverage_by='picture'"
+                "this model has too many classes for a coverage of each; use coverage_by='image'"
             )
-        tables = self.classes if by == "class" else dict.fromkeys(self.labels, self.pictures)
+        tables = self.classes if by == "class" else dict.fromkeys(self.labels, self.images)
         found = {name: table.threshold(coverage) for name, table in tables.items()}
         return CoverageRule(
             coverage=float(coverage),

@@ -1,6 +1,6 @@
-"""What a caller asks of the answers: a coverage, a threshold of their own, abstaining.
+"""Rules of a call: a coverage, a threshold of the caller's own, abstaining.
 
-Rules are made once for a call and applied to every picture.
+Rules are made once for a call and applied to every image.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How probabilities become an answer."""
+    """How probabilities become a prediction."""
 
     point: OperatingPoint | None = None
     coverage: CoverageRule | None = None
@@ -62,7 +62,7 @@ class Rules:
             criterion=self.point.criterion,
         )
 
-    def label_set(self, probabilities: Mapping[str, float]) -> tuple[str, ...] | None:
+    def prediction_set(self, probabilities: Mapping[str, float]) -> tuple[str, ...] | None:
         """The labels of the wanted coverage, where one was asked for."""
         return None if self.coverage is None else self.coverage.labels(probabilities)
 
@@ -78,7 +78,7 @@ def make_rules(
     """Check what was asked against what the model has.
 
     A number as ``threshold`` is one on the spec's positive class, or on the second of two classes.
-    Raises UsageError for an impossible wish, ModelFileError where the model lacks the data for it.
+    Raises UsageError if an argument is invalid, ModelFileError if the model lacks the data for it.
     """
     return Rules(
         point=spec.operating_point if threshold is None else _point(spec, threshold),

@@ -1,10 +1,10 @@
-"""How unlike the training pictures a picture is, by the features the model computes anyway.
+"""Out-of-distribution detection by the features that the model computes anyway.
 
-A Gaussian is fitted to the training pictures' features; its Mahalanobis distance is the score
+A Gaussian is fitted to the training images' features; its Mahalanobis distance is the score
 (Lee et al., NeurIPS 2018), with one Gaussian for all classes and a covariance shrunk to a few
-directions and a common rest (Tipping and Bishop, JRSS-B 1999), so that a picture costs one small
-matrix product. Divided by the distance that all but the wanted share of validation pictures stay
-below, it reads by itself: above 1 is foreign.
+directions and a common rest (Tipping and Bishop, JRSS-B 1999), so that an image costs one small
+matrix product. Divided by the distance that all but the wanted share of validation images stay
+below, it reads by itself: above 1 is out of distribution.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from hybrid_rt.serialization import from_plain, to_plain
 from hybrid_rt.spec import ModelSpec
 
 #: Where the entry lies in ModelSpec.extras, and the file beside checkpoint and model.
-EXTRAS_KEY = "novelty"
-NOVELTY_NAME = "model.novelty.npz"
+EXTRAS_KEY = "ood"
+OOD_NAME = "model.ood.npz"
 
 Floats = NDArray[np.float32]
 
@@ -36,10 +36,10 @@ _ARRAYS = ("mean", "scale", "basis", "variances", "rest", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoveltyEntry:
-    """What the spec says of the file: ``spec.extras["novelty"]``.
+class OodEntry:
+    """The spec's entry for the file: ``spec.extras["ood"]``.
 
-    ``false_alarms`` is the share of pictures like the validation pictures that are called foreign.
+    ``false_alarms`` is the share of images like the validation images that are flagged.
     """
 
     file: str
@@ -49,34 +49,30 @@ class NoveltyEntry:
 
     def __post_init__(self) -> None:
         if not self.file or self.file.startswith(".") or any(c in self.file for c in "/\\\0"):
-            raise SpecError(f"novelty.file is {self.file[:60]!r}; expected a plain file name")
+            raise SpecError(f"ood.file is {self.file[:60]!r}; expected a plain file name")
         if len(self.sha256) != 64 or any(c not in "0123456789abcdef" for c in self.sha256):
-            raise SpecError(
-                f"novelty.sha256 is {self.sha256[:70]!r}; expected 64 hexadecimal digits"
-            )
+            raise SpecError(f"ood.sha256 is {self.sha256[:70]!r}; expected 64 hexadecimal digits")
         if not 0 < self.false_alarms < 1:
-            raise SpecError(
-                f"novelty.false_alarms is {self.false_alarms}; expected between 0 and 1"
-            )
+            raise SpecError(f"ood.false_alarms is {self.false_alarms}; expected between 0 and 1")
 
     @classmethod
-    def of(cls, spec: ModelSpec) -> NoveltyEntry | None:
+    def of(cls, spec: ModelSpec) -> OodEntry | None:
         """A spec's entry, or None where it has none. Raises SpecError for nonsense."""
         data = spec.extras.get(EXTRAS_KEY)
         return None if data is None else from_plain(cls, data, f"extras.{EXTRAS_KEY}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values for ``spec.extras["novelty"]``."""
+        """Plain JSON values for ``spec.extras["ood"]``."""
         return dict(to_plain(self))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Novelty:
-    """The fitted Gaussian and the validation pictures' distances.
+class OodDetector:
+    """The fitted Gaussian and the validation images' distances.
 
     ``mean`` and ``scale`` ``[F]`` standardize features; ``basis`` ``[k, F]`` holds orthonormal
     directions with ``variances`` ``[k]``; ``rest`` ``[1]`` is the variance of all others.
-    ``reference`` ``[n]`` are the distances of validation pictures, rising. All float32.
+    ``reference`` ``[n]`` are the distances of validation images, rising. All float32.
     """
 
     mean: Floats
@@ -101,19 +97,23 @@ class Novelty:
             array = getattr(self, name)
             if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
                 raise ModelFileError(
-                    f"novelty {name} is {array.dtype} {array.shape}; expected finite float32 "
-                    f"{shape}"
+                    f"OOD detector's {name} is {array.dtype} {array.shape}; expected finite "
+                    f"float32 {shape}"
                 )
         if not self.reference.size or (np.diff(self.reference) < 0).any():
-            raise ModelFileError("novelty reference; expected distances that rise, at least one")
+            raise ModelFileError(
+                "OOD detector's reference; expected distances that rise, at least one"
+            )
         if any((getattr(self, n) <= 0).any() for n in ("scale", "variances", "rest")):
-            raise ModelFileError("novelty scale, variances and rest; expected positive numbers")
+            raise ModelFileError(
+                "OOD detector's scale, variances and rest; expected positive numbers"
+            )
         if self.threshold <= 0:
-            raise ModelFileError("novelty threshold is 0; expected a positive distance")
+            raise ModelFileError("OOD detector's threshold is 0; expected a positive distance")
 
     def distances(self, features: NDArray[Any]) -> Floats:
         """Mahalanobis distances ``[n]`` of features ``[n, F]``, divided by sqrt(F)."""
-        with np.errstate(all="ignore"):  # features that are not finite are foreign, see score
+        with np.errstate(all="ignore"):  # not finite: out of distribution, see score
             centred = (np.asarray(features, np.float32) - self.mean) / self.scale
             along = centred @ self.basis.T  # [n, k]
             rest = centred - along @ self.basis  # what no direction explains
@@ -123,10 +123,10 @@ class Novelty:
 
     @property
     def threshold(self) -> float:
-        """The distance that is foreign.
+        """The distance above which an image is out of distribution.
 
-        With n validation pictures it is the ceil((n + 1) * (1 - false_alarms))-th smallest of
-        theirs, so that a further picture like them exceeds it at most that often (Bates et al.,
+        With n validation images it is the ceil((n + 1) * (1 - false_alarms))-th smallest of
+        theirs, so that a further image like them exceeds it at most that often (Bates et al.,
         Annals of Statistics 2023); the largest, where they are too few for that.
         """
         count = len(self.reference)
@@ -134,13 +134,13 @@ class Novelty:
         return float(self.reference[rank - 1])
 
     def score(self, features: NDArray[Any]) -> Floats:
-        """Distances ``[n]`` in units of the threshold: above 1 is foreign; finite."""
+        """Distances ``[n]`` in units of the threshold: above 1 is out of distribution; finite."""
         scores = self.distances(features) / np.float32(self.threshold)
         worst = float(np.finfo(np.float32).max)
         finite: Floats = np.nan_to_num(scores, nan=worst, posinf=worst)
         return finite
 
-    def save(self, path: str | os.PathLike[str]) -> NoveltyEntry:
+    def save(self, path: str | os.PathLike[str]) -> OodEntry:
         """Write the npz file, whole or not at all; returns what the spec says of it."""
         path = Path(path)
         buffer = io.BytesIO()
@@ -149,17 +149,15 @@ class Novelty:
         data = buffer.getvalue()
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
-        return NoveltyEntry(
-            file=path.name, sha256=sha256_bytes(data), false_alarms=self.false_alarms
-        )
+        return OodEntry(file=path.name, sha256=sha256_bytes(data), false_alarms=self.false_alarms)
 
     @classmethod
-    def load(cls, folder: Path, spec: ModelSpec) -> Novelty | None:
+    def load(cls, folder: Path, spec: ModelSpec) -> OodDetector | None:
         """The file that a spec names in ``folder``; None where it names none or it is not there.
 
         Raises DigestError where the file is another one, ModelFileError where it does not fit.
         """
-        entry = NoveltyEntry.of(spec)
+        entry = OodEntry.of(spec)
         if entry is None:
             return None
         path = folder / entry.file
@@ -180,24 +178,24 @@ class Novelty:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in _ARRAYS}
-            novelty = cls(**found, false_alarms=entry.false_alarms)
+            detector = cls(**found, false_alarms=entry.false_alarms)
         except ModelFileError as err:
             raise ModelFileError(f"{path}: {err}") from err
         except Exception as err:  # zipfile and numpy raise a dozen kinds on damaged input
-            raise ModelFileError(f"{path} is not a novelty file: {err}") from err
-        if novelty.mean.size != spec.num_features:
+            raise ModelFileError(f"{path} is not an out-of-distribution file: {err}") from err
+        if detector.mean.size != spec.num_features:
             raise ModelFileError(
-                f"{path} is for {novelty.mean.size} features; the model has {spec.num_features}: "
+                f"{path} is for {detector.mean.size} features; the model has {spec.num_features}: "
                 "export it again"
             )
-        return novelty
+        return detector
 
 
 def why_missing(extras: Mapping[str, Any], folder: Path | None) -> str:
-    """What to do about a model that cannot tell foreign pictures."""
+    """What to do about a model without an out-of-distribution detector."""
     if EXTRAS_KEY not in extras:
         return (
-            "this model does not know its training pictures, so it cannot abstain; train it again "
+            "this model has no out-of-distribution detector, so it cannot abstain; train it again "
             "with this version of hybrid-train, which keeps what is needed, and export it"
         )
     name = extras[EXTRAS_KEY]["file"]

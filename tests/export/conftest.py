@@ -1,4 +1,4 @@
-"""A tiny hybrid, its checkpoint, its ONNX file and some pictures, made once a session."""
+"""A tiny hybrid, its checkpoint, its ONNX file and some images, made once a session."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from factories.tiny_hybrid import make_model, write_pictures
+from factories.tiny_hybrid import make_model, write_images
 from hybrid_export import pipeline
 from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph.convert import to_onnx
@@ -31,8 +31,8 @@ def tiny_onnx(
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("pictures"), 12)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), 12)
 
 
 @pytest.fixture(scope="session")

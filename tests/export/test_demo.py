@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_export import demo
 from hybrid_rt import HybridEngine, Prediction
 from hybrid_rt.bundle.manifest import Bundle, describe_file
 from hybrid_rt.uncertainty.decision import Rules
-from hybrid_rt.uncertainty.ood import EXTRAS_KEY, NOVELTY_NAME, Novelty
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, OOD_NAME, OodDetector
 
 SIZE = 32
 SPEC = tiny_spec(classes=("no cancer", "cancer"))
@@ -26,7 +26,7 @@ def predicted(cancer, ood_score):
     probabilities = np.array([1 - cancer, cancer], np.float32)
     return Prediction.from_outputs(
         SPEC, probabilities, np.log(probabilities), "a.dcm",
-        rules=Rules(abstain=True), novelty=ood_score,
+        rules=Rules(abstain=True), ood_score=ood_score,
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def sheet_of(*predictions):
 
 
 def text_below(sheet, place):
-    """The part of a card of the first row below its image, as an array."""
+    """A card of the first row, below its image, as an array."""
     left = demo.GAP + place * (demo.CARD_WIDTH + demo.GAP)
     top = demo.HEAD + demo.IMAGE_HEIGHT
     box = (left, top, left + demo.CARD_WIDTH, top + demo.TEXT_HEIGHT)
@@ -72,8 +72,8 @@ def test_abstentions_count_those_above_one(scores, text):
 
 def test_an_abstention_shows_no_class_or_probability():
     """The same card for any of them; other cards differ."""
-    answers = [(0.98, 1.16), (0.02, 1.16), (0.98, 0.45), (0.02, 0.45)]
-    sheet = sheet_of(*(predicted(*answer) for answer in answers))
+    predictions = [(0.98, 1.16), (0.02, 1.16), (0.98, 0.45), (0.02, 0.45)]
+    sheet = sheet_of(*(predicted(*prediction) for prediction in predictions))
     cards = [text_below(sheet, i) for i in range(4)]
     names = slice(40, None)  # below the name of the view
     np.testing.assert_array_equal(cards[0][names], cards[1][names])
@@ -114,14 +114,14 @@ def model(tmp_path):
     dim = np.random.default_rng(0).integers(0, 90, (40, SIZE, SIZE, 3), np.uint8)
     with HybridEngine(path, backend="onnxruntime") as engine:
         features = engine.features(dim)
-    fitted = Novelty(
+    fitted = OodDetector(
         mean=features.mean(0), scale=np.full(16, features.std(), np.float32),
         basis=np.empty((0, 16), np.float32), variances=np.empty(0, np.float32),
         rest=np.ones(1, np.float32), reference=np.full(1, 3, np.float32),
     )  # fmt: skip
-    spec = SPEC.replace(extras={EXTRAS_KEY: fitted.save(folder / NOVELTY_NAME).to_dict()})
+    spec = SPEC.replace(extras={EXTRAS_KEY: fitted.save(folder / OOD_NAME).to_dict()})
     write_tiny_onnx(path, spec)
-    entry = describe_file(path, precision="fp32", certificate=certificate())
+    entry = describe_file(path, precision="fp32", parity_report=parity_report())
     Bundle(spec=spec, files={"model.onnx": entry}).save(folder)
     Image.fromarray(dim[0]).save(tmp_path / "dim.png")
     Image.new("RGB", (SIZE, SIZE), "white").save(tmp_path / "white.png")

@@ -56,7 +56,7 @@ def full(tmp_path_factory):
 
 
 def images() -> np.ndarray:
-    """Two smooth pictures; on noise all features nearly cancel in the heatmaps' sums."""
+    """Two smooth images; on noise all features nearly cancel in the heatmaps' sums."""
     rng = np.random.default_rng(1)
     coarse = [rng.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(2)]
     return np.stack([np.asarray(Image.fromarray(c).resize((224, 224))) for c in coarse])
@@ -82,17 +82,17 @@ def test_heatmaps_equal_autograd(full, backend):
         assert gap <= 1e-4, f"{name}: {gap}"
 
 
-def test_fp16_is_half_the_size_and_certified(full):
+def test_fp16_is_half_the_size_and_validated(full):
     output, _, plans = full
     bundle = Bundle.load(output)
     fp32, fp16 = bundle.files["model.onnx"], bundle.files["model.fp16.onnx"]
-    assert fp16.certified
-    assert fp16.certificate["features_cosine_min"] >= 0.9999
-    assert fp16.certificate["heatmaps_correlation"] >= 0.99
-    assert fp16.receipt["weight_share"]["float16"] >= 0.95
+    assert fp16.validated
+    assert fp16.parity_report["features_cosine_min"] >= 0.9999
+    assert fp16.parity_report["heatmaps_correlation"] >= 0.99
+    assert fp16.dtype_report["weight_share"]["float16"] >= 0.95
     assert fp16.bytes < 0.52 * fp32.bytes
     if plans[0] == "--no-tensorrt":
-        pytest.skip("TensorRT for RTX is not installed: no plan was built")
+        pytest.skip("TensorRT for RTX is not installed: no engine was built")
     plan = bundle.files["model.sm89.plan"]
-    assert plan.receipt["weight_share"]["float16"] >= 0.95
+    assert plan.dtype_report["weight_share"]["float16"] >= 0.95
     assert plan.bytes < 0.6 * fp32.bytes

@@ -1,4 +1,4 @@
-"""The command: files, certificates, retries, and nothing half-written."""
+"""The command: files, parity reports, retries, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hybrid_export.artifacts import onnx_fp32
 from hybrid_export.bundle import staging
 from hybrid_export.cli import main
 from hybrid_export.onnx_graph.io import load
-from hybrid_export.parity.tolerances import LIMITS
+from hybrid_export.parity.tolerances import TOLERANCES
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.bundle.validated import cpu_reports
@@ -33,31 +33,31 @@ from hybrid_train.model.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, checkpoint, pictures):
+def exported(tmp_path_factory, checkpoint, images):
     output = tmp_path_factory.mktemp("exported")
-    arguments = [str(checkpoint), "--output", str(output), "--verify", str(pictures)]
+    arguments = [str(checkpoint), "--output", str(output), "--verify", str(images)]
     assert main([*arguments, "--fp16", "--bf16", "--no-tensorrt"]) == 0
     return output
 
 
-def test_writes_a_certified_bundle(exported, tiny):
+def test_writes_a_validated_bundle(exported, tiny):
     bundle = Bundle.load(exported)
     assert list(bundle.files) == ["model.onnx", "model.fp16.onnx", "model.bf16.onnx"]
     for name, entry in bundle.files.items():
         bundle.check(name)
-        assert entry.certified, name
-        assert entry.certificate["images"] == 12
-        assert entry.certificate["auroc"] is not None
+        assert entry.validated, name
+        assert entry.parity_report["images"] == 12
+        assert entry.parity_report["auroc"] is not None
     assert bundle.files["model.fp16.onnx"].source == "model.onnx"
-    assert bundle.files["model.fp16.onnx"].receipt["weight_share"]["float16"] >= 0.95
+    assert bundle.files["model.fp16.onnx"].dtype_report["weight_share"]["float16"] >= 0.95
     assert [o.name for o in bundle.spec.outputs] == ["probabilities", "logits", "features"]
     size = {name: entry.bytes for name, entry in bundle.files.items()}
     assert size["model.fp16.onnx"] < 0.56 * size["model.onnx"]
 
 
-def test_the_runtime_takes_it_as_it_is(exported, tiny, pictures):
+def test_the_runtime_takes_it_as_it_is(exported, tiny, images):
     model, spec = tiny
-    files = sorted(pictures.rglob("*.png"))[:3]
+    files = sorted(images.rglob("*.png"))[:3]
     pixels = np.stack([load_pixels(f, spec.preprocess) for f in files])
     with torch.no_grad():
         logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
@@ -76,11 +76,11 @@ def test_golden_images_are_the_verified_ones(exported, tiny):
     assert float(np.abs(golden.logits - logits).max()) < 1e-5
 
 
-def test_a_second_export_replaces_the_first(traced, exported, checkpoint, pictures, tmp_path):
+def test_a_second_export_replaces_the_first(traced, exported, checkpoint, images, tmp_path):
     for path in exported.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "notes.txt").write_text("mine")
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
     assert code == 0
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [
@@ -92,7 +92,7 @@ def test_a_second_export_replaces_the_first(traced, exported, checkpoint, pictur
     ]
 
 
-def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, pictures, tmp_path, capsys):
+def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, images, tmp_path, capsys):
     genuine = pipeline.to_onnx
 
     def sabotaged(graph, spec, **options):
@@ -106,7 +106,7 @@ def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, pictures
         return model
 
     monkeypatch.setattr(pipeline, "to_onnx", sabotaged)
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
     message = capsys.readouterr().err
     assert code == 1
     assert "model.onnx does not equal PyTorch: logits differ by" in message
@@ -117,7 +117,7 @@ def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, pictures
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fp16_keeps_in_fp32_what_overflows(checkpoint, pictures, tmp_path, capsys):
+def test_fp16_keeps_in_fp32_what_overflows(checkpoint, images, tmp_path, capsys):
     """A residual stream that grows beyond 65504, as in large trained ViTs."""
     model, spec = make_model()
     with torch.no_grad():
@@ -126,19 +126,19 @@ def test_fp16_keeps_in_fp32_what_overflows(checkpoint, pictures, tmp_path, capsy
     save_checkpoint(path, model, spec)
     output = tmp_path / "out"
     code = main(
-        [str(path), "--output", str(output), "--verify", str(pictures), "--fp16", "--no-tensorrt"]
+        [str(path), "--output", str(output), "--verify", str(images), "--fp16", "--no-tensorrt"]
     )
     assert code == 0, capsys.readouterr().err
-    certificate = Bundle.load(output).files["model.fp16.onnx"].certificate
-    assert certificate["passed"] is True
-    assert certificate["kept_fp32"][0].startswith("values beyond 16376")
+    report = Bundle.load(output).files["model.fp16.onnx"].parity_report
+    assert report["passed"] is True
+    assert report["kept_fp32"][0].startswith("values beyond 16376")
 
 
 def test_fp16_that_cannot_pass_falls_back_to_bf16(
-    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
+    traced, monkeypatch, checkpoint, images, tmp_path, capsys
 ):
-    monkeypatch.setitem(LIMITS, "fp16", replace(LIMITS["fp16"], logits_max_abs=1e-7))
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures), "--fp16"])
+    monkeypatch.setitem(TOLERANCES, "fp16", replace(TOLERANCES["fp16"], logits_max_abs=1e-7))
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images), "--fp16"])
     captured = capsys.readouterr()
     assert code == 1
     assert "model.fp16.onnx does not equal PyTorch" in captured.err
@@ -229,12 +229,12 @@ def test_a_folder_that_cannot_be_written(checkpoint, tmp_path, capsys):
     assert "expected a folder that you may write to" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, pictures, tmp_path, capsys):
+def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, images, tmp_path, capsys):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(onnx_fp32, "save", full)
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(pictures)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
     assert code == 1
     error = capsys.readouterr().err
     assert "is full" in error
@@ -311,10 +311,10 @@ def test_a_killed_export_leaves_the_old_bundle_whole(exported, tmp_path):
 
 def test_model_json_names_what_was_measured(exported):
     data = json.loads((exported / "model.json").read_text())
-    certificate = data["files"]["model.fp16.onnx"]["certificate"]
-    assert "every result rounded to its type" in certificate["measured_with"]
-    assert certificate["limits"]["logits_max_abs"] >= 2e-2
-    fp32 = data["files"]["model.onnx"]["certificate"]
+    report = data["files"]["model.fp16.onnx"]["parity_report"]
+    assert "every result rounded to its type" in report["measured_with"]
+    assert report["tolerances"]["logits_max_abs"] >= 2e-2
+    fp32 = data["files"]["model.onnx"]["parity_report"]
     assert fp32["measured_with"].startswith("onnxruntime 1.")
     assert {other["measured_with"].split()[0] for other in fp32["also"]} == {"openvino"}
     spec = {p.key: p.value for p in load(exported / "model.fp16.onnx").metadata_props}
@@ -328,9 +328,9 @@ def test_model_onnx_is_validated_with_the_bf16_hint(exported, monkeypatch):
         pytest.skip(reason)
     entry = Bundle.load(exported).files["model.onnx"]
     check = cpu_reports(entry)["openvino", "bf16"]
-    assert check["images"] == entry.certificate["images"], "all images, not the first few"
-    assert 1e-5 < check["logits_max_abs"] <= LIMITS["bf16"].logits_max_abs, "bf16 really ran"
+    assert check["images"] == entry.parity_report["images"], "all images, not the first few"
+    assert 1e-5 < check["logits_max_abs"] <= TOLERANCES["bf16"].logits_max_abs, "bf16 really ran"
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")  # the fastest by name
     with HybridEngine(exported / "model.onnx") as engine:
         assert "CPU bf16" in engine.info["detail"]
-        assert engine.selftest().limit == check["limits"]["logits_max_abs"]
+        assert engine.selftest().limit == check["tolerances"]["logits_max_abs"]

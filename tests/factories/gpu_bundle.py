@@ -1,7 +1,7 @@
 """What the GPU tests stand on: whether they can run here, and bundles with plans for this GPU."""
 
-from factories.tiny_hybrid import write_pictures
-from hybrid_export.artifacts.tensorrt import why_no_plan
+from factories.tiny_hybrid import write_images
+from hybrid_export.artifacts.tensorrt import why_no_engine
 from hybrid_export.options import ExportOptions
 from hybrid_rt.cuda import cuda_device
 from hybrid_rt.tensorrt.library import installed_libraries
@@ -9,7 +9,7 @@ from hybrid_rt.tensorrt.library import installed_libraries
 
 def why_not():
     """Why the GPU tests cannot run here; None where they can."""
-    return why_no_plan(ExportOptions())
+    return why_no_engine(ExportOptions())
 
 
 def plan_flags():
@@ -26,10 +26,10 @@ def export_hybrid(folder, model, spec, *flags, count=24):
     from hybrid_train.model.checkpoint import save_checkpoint
 
     save_checkpoint(folder / "best.safetensors", model, spec)
-    pictures = write_pictures(folder / "pictures", count)
+    images = write_images(folder / "images", count)
     arguments = [
         *(str(folder / "best.safetensors"), "--fp16", "--output", str(folder / "bundle")),
-        *("--opset", "17", "--verify", str(pictures), *plan_flags(), *flags),
+        *("--opset", "17", "--verify", str(images), *plan_flags(), *flags),
     ]
     assert main(arguments) == 0
     return folder / "bundle"

@@ -1,8 +1,8 @@
-"""Certificates as hybrid-export writes them, for bundles made without it."""
+"""Parity reports as hybrid-export writes them, for bundles made without it."""
 
 
-def certificate(precision="fp32", passed=True, **checks):
-    """A certificate as hybrid-export writes it, of what ran on ONNX Runtime and on OpenVINO.
+def parity_report(precision="fp32", passed=True, **checks):
+    """A parity report as hybrid-export writes it, of what ran on ONNX Runtime and on OpenVINO.
 
     ``checks`` adds OpenVINO's other precisions: ``bf16=True`` for one that passed.
     """
@@ -13,7 +13,7 @@ def certificate(precision="fp32", passed=True, **checks):
             "backend": backend,
             "device": "cpu",
             "precision_hint": hint,
-            "limits": {"logits_max_abs": 1e-4},
+            "tolerances": {"logits_max_abs": 1e-4},
         }
 
     first = check("onnxruntime", None, passed)

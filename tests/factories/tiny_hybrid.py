@@ -17,7 +17,7 @@ SIZE = 48
 def make_model(
     vit: str = "test_vit", cnn: str = "test_resnet", size: int = SIZE, seed: int = 0
 ) -> tuple[HybridClassifier, ModelSpec]:
-    """A hybrid whose normalizations have statistics and whose answers depend on the picture."""
+    """A hybrid whose normalizations have statistics and whose outputs depend on the image."""
     torch.manual_seed(seed)
     branches = describe_branches(vit, cnn, (size, size))
     spec = ModelSpec(
@@ -39,10 +39,10 @@ def make_model(
 def enliven(
     model: HybridClassifier, spec: ModelSpec, gain: float = 1.2, residual: float = 1.0
 ) -> None:
-    """Weights of a size that training gives: random initial ones answer nearly the same to all.
+    """Weights of a size that training reaches: random initial ones return nearly the same for all.
 
     A deep random network is chaotic: with a large ``gain`` it amplifies every rounding, and so it
-    does unless ``residual``, the part that a bottleneck block adds, is small, as training has it.
+    does unless ``residual``, what a bottleneck block adds, is small, as training has it.
     """
     height, width = spec.preprocess.height, spec.preprocess.width
     with torch.no_grad():
@@ -70,8 +70,8 @@ def enliven(
         model.eval()
 
 
-def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """Smooth random pictures, half of them in each of two class folders."""
+def write_images(folder: Path, count: int, seed: int = 0) -> Path:
+    """Smooth random images, half of them in each of two class folders."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         name = ("benign", "malignant")[i % 2]

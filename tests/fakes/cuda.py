@@ -1,8 +1,9 @@
 """CUDA on host memory: stand-ins for ``pycuda.driver`` and ``cuda.bindings.driver``.
 
 Everything happens at once, in the caller's thread, except what a stream records for a graph. What
-a GPU punishes later is refused at once: work without a current context, freed or foreign memory,
-sizes that do not fit, waiting on a stream that records, allocating or freeing while recording.
+a GPU punishes later is refused at once: work without a current context, freed memory or another
+context's, sizes that do not fit, waiting on a stream that records, allocating or freeing while
+recording.
 """
 
 import ctypes

@@ -3,7 +3,7 @@
 What exists, how it is called and what can be set comes from ``assets/tensorrt_api.json``, recorded
 from NVIDIA's bindings: using anything that a version lacks, or calling it with other parameters,
 raises as the real module does. ``fake_tensorrt("8.6", cuda)`` is a module object; version is a key
-of that file. The toy engine answers with each picture's mean.
+of that file. The toy engine returns each image's mean.
 """
 
 import functools
@@ -19,7 +19,7 @@ import numpy as np
 API = json.loads((Path(__file__).parents[1] / "assets" / "tensorrt_api.json").read_text())
 VERSIONS = ["8.6", "10.3", "10.16", "11.4", "rtx"]
 
-#: What the toy engine computes, by output name: features are the picture's mean plus the index.
+#: What the toy engine computes, by output name: features are the image's mean plus the index.
 OUTPUTS = {"probabilities": (2,), "logits": (2,), "features": (16,)}
 
 

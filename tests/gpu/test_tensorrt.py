@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: build the FP16 plan, run it, hold it against PyTorch.
+"""On an NVIDIA GPU: build the FP16 engine, run it, compare it with PyTorch.
 
 pytest -m gpu            # the tiny hybrid; add  -m "gpu and slow"  for the full-size one
 """
@@ -42,32 +42,32 @@ def open_plan(folder, *, graphs=True):
     return bundle.spec, open_trt(path, options, graphs=graphs)
 
 
-def certify_plan(folder, model):
-    """The plan's own certificate, measured on this GPU."""
-    from hybrid_export.parity.compare import Reference, certify
+def compare_plan(folder, model):
+    """The plan's own parity report, measured on this GPU."""
+    from hybrid_export.parity.compare import Reference, compare
     from hybrid_export.parity.dataset import load_verification
-    from hybrid_export.parity.tolerances import LIMITS
+    from hybrid_export.parity.tolerances import TOLERANCES
     from hybrid_export.runners import Runner, pytorch
 
     spec, session = open_plan(folder)
-    images = load_verification(str(folder.parent / "pictures"), spec, limit=24)
+    images = load_verification(str(folder.parent / "images"), spec, limit=24)
     reference = Reference.of(pytorch(model, spec), images)
-    certificate = certify(Runner(session.run, session.detail), reference, spec, LIMITS["fp16"])
+    report = compare(Runner(session.run, session.detail), reference, spec, TOLERANCES["fp16"])
     session.close()
-    print(f"\n{session.detail}: {certificate.summary()}")
-    return certificate
+    print(f"\n{session.detail}: {report.summary()}")
+    return report
 
 
 def test_the_plan_is_fp16_and_for_this_gpu(bundle):
     _, entry = plan_of(bundle)
     assert entry.precision == "fp16"
-    assert entry.receipt["weight_share"]["float16"] >= 0.95, entry.receipt
+    assert entry.dtype_report["weight_share"]["float16"] >= 0.95, entry.dtype_report
     assert cuda_device().compute_capability in entry.built_for.compute_capability.split(",")
 
 
-def test_the_plan_equals_pytorch_within_the_limits_of_fp16(bundle, tiny_model):
-    certificate = certify_plan(bundle, tiny_model[0])
-    assert certificate.passed, certificate.failures
+def test_the_plan_equals_pytorch_within_the_tolerances_of_fp16(bundle, tiny_model):
+    report = compare_plan(bundle, tiny_model[0])
+    assert report.passed, report.failures
 
 
 @pytest.mark.slow
@@ -76,8 +76,8 @@ def test_the_full_size_plan_equals_pytorch(tmp_path):
 
     model, spec = make_model("vit_base_patch16_224", "resnet50", size=224)
     folder = export_hybrid(tmp_path, model, spec, "--max-batch", "16")
-    certificate = certify_plan(folder, model)
-    assert certificate.passed, certificate.failures
+    report = compare_plan(folder, model)
+    assert report.passed, report.failures
 
 
 def test_selftest(bundle):
@@ -86,7 +86,7 @@ def test_selftest(bundle):
         assert result.passed, result
 
 
-def test_every_batch_size_gives_what_its_rows_give(bundle):
+def test_every_batch_size_equals_its_rows_alone(bundle):
     spec, session = open_plan(bundle)
     for batch in (1, 2, 3, 8, 11):
         images = pixels(spec, batch, seed=batch)

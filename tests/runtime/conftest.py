@@ -1,4 +1,4 @@
-"""A tiny model on disk, and pictures to give it."""
+"""A tiny model on disk, and images for it."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
@@ -30,9 +30,9 @@ def tiny(tiny_folder):
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Six PNG files of different sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(1)
     paths = []
     for i in range(6):
@@ -48,16 +48,16 @@ def pixels():
 
 
 @pytest.fixture
-def bundle_folder(tmp_path, pictures):
-    """A certified bundle with two files and golden images; its explain outputs included."""
+def bundle_folder(tmp_path, images):
+    """A validated bundle with two files and golden images; its explain outputs included."""
     spec = tiny_spec(size=SIZE, explain=True)
     write_tiny_onnx(tmp_path / "model.onnx", spec)
     with HybridEngine(tmp_path / "model.onnx", backend="onnxruntime") as engine:
-        loaded = np.stack([engine.load(path) for path in pictures[:2]])
+        loaded = np.stack([engine.load(path) for path in images[:2]])
         outputs = engine.run(loaded)
     golden = GoldenImages(
-        names=tuple(path.name for path in pictures[:2]),
-        encoded=tuple(path.read_bytes() for path in pictures[:2]),
+        names=tuple(path.name for path in images[:2]),
+        encoded=tuple(path.read_bytes() for path in images[:2]),
         pixels_sha256=tuple(pixels_digest(image) for image in loaded),
         logits=outputs["logits"],
         probabilities=outputs["probabilities"],
@@ -68,7 +68,7 @@ def bundle_folder(tmp_path, pictures):
         spec=spec,
         files={
             "model.onnx": describe_file(
-                tmp_path / "model.onnx", precision="fp32", certificate=certificate()
+                tmp_path / "model.onnx", precision="fp32", parity_report=parity_report()
             )
         },
         golden=Golden(file=path.name, sha256=sha256_file(path), count=2),
@@ -86,9 +86,9 @@ def with_files():
         for name, (precision, passed) in precisions.items():
             path = folder / f"model.{name}.onnx"
             path.write_bytes((folder / "model.onnx").read_bytes())
-            found = certificate(precision, passed)
+            found = parity_report(precision, passed)
             bundle = bundle.with_file(
-                path.name, describe_file(path, precision=precision, certificate=found)
+                path.name, describe_file(path, precision=precision, parity_report=found)
             )
         dataclasses.replace(bundle, folder=None).save(folder)
 

@@ -13,45 +13,45 @@ from hybrid_rt.cli import main
 from hybrid_rt.progress import progress
 
 
-def test_table(tiny, pictures, capsys):
-    assert main([str(tiny), *map(str, pictures)]) == 0
+def test_table(tiny, images, capsys):
+    assert main([str(tiny), *map(str, images)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert len(lines) == 8
-    assert [line.split()[0] for line in lines[2:]] == [str(p) for p in pictures]
+    assert [line.split()[0] for line in lines[2:]] == [str(p) for p in images]
     assert err == ""
 
 
-def test_formats_to_files(tiny, pictures, tmp_path, capsys):
-    folder = str(pictures[0].parent)
+def test_formats_to_files(tiny, images, tmp_path, capsys):
+    folder = str(images[0].parent)
     for kind in ("csv", "json", "jsonl", "table"):
         output = tmp_path / "out" / f"a.{kind}"
         assert main([str(tiny), folder, "--format", kind, "--output", str(output)]) == 0
     assert capsys.readouterr().out == ""
     with (tmp_path / "out" / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    answers = json.loads((tmp_path / "out" / "a.json").read_text())
+    predictions = json.loads((tmp_path / "out" / "a.json").read_text())
     lines = (tmp_path / "out" / "a.jsonl").read_text().splitlines()
-    assert [row["source"] for row in rows] == [str(p) for p in pictures]
-    assert answers == [json.loads(line) for line in lines]
-    assert float(rows[3]["probability"]) == answers[3]["probability"]
+    assert [row["source"] for row in rows] == [str(p) for p in images]
+    assert predictions == [json.loads(line) for line in lines]
+    assert float(rows[3]["probability"]) == predictions[3]["probability"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a.csv", "a.json", "a.jsonl", "a.table"
     ]  # fmt: skip
 
 
-def test_options_may_stand_anywhere(tiny, pictures, capsys):
-    first, second = str(pictures[0]), str(pictures[1])
+def test_options_may_stand_anywhere(tiny, images, capsys):
+    first, second = str(images[0]), str(images[1])
     assert main(["--format", "jsonl", str(tiny), first, "--batch-size", "1", second]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_globs_and_nested_folders(tiny, pictures, tmp_path, capsys):
+def test_globs_and_nested_folders(tiny, images, tmp_path, capsys):
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     for place in ("b/c/x.png", "b/y.png", ".hidden/z.png"):
-        (tmp_path / place).write_bytes(pictures[0].read_bytes())
-    (tmp_path / "b" / "notes.txt").write_text("no picture")
+        (tmp_path / place).write_bytes(images[0].read_bytes())
+    (tmp_path / "b" / "notes.txt").write_text("no image")
     assert (
         main([str(tiny), str(tmp_path), str(tmp_path / "**" / "y.png"), "--format", "jsonl"]) == 0
     )
@@ -59,16 +59,16 @@ def test_globs_and_nested_folders(tiny, pictures, tmp_path, capsys):
     assert sources == [str(tmp_path / p) for p in ("b/c/x.png", "b/y.png", "b/y.png")]
 
 
-def test_a_bad_file_does_not_stop_the_rest(tiny, pictures, tmp_path, capsys):
+def test_a_bad_file_does_not_stop_the_rest(tiny, images, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_text("text")
-    arguments = [str(tiny), str(bad), str(pictures[0]), str(tmp_path / "no.dcm")]
+    arguments = [str(tiny), str(bad), str(images[0]), str(tmp_path / "no.dcm")]
     assert main([*arguments, "--format", "jsonl"]) == 1
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert ["error" in row for row in rows] == [True, False, True]
     assert f"hybrid-predict: {bad}: " in err
-    assert "2 of 3 pictures failed" in err
+    assert "2 of 3 images failed" in err
     assert "Traceback" not in err
 
 
@@ -79,14 +79,14 @@ def test_a_bad_file_does_not_stop_the_rest(tiny, pictures, tmp_path, capsys):
         (["TINY"], "no IMAGE given"),
         (["TINY", "a.png", "--batch-size", "0"], "batch_size is 0"),
         (["TINY", "no/*.png"], "matches no file"),
-        (["TINY", "EMPTY"], "holds no pictures"),
-        (["TINY", "PICTURE", "--explain", "out"], "hybrid-export --explain"),
-        (["TINY", "PICTURE", "--output", "PICTURE/a.csv"], "cannot be written"),
+        (["TINY", "EMPTY"], "holds no images"),
+        (["TINY", "IMAGE", "--explain", "out"], "hybrid-export --explain"),
+        (["TINY", "IMAGE", "--output", "IMAGE/a.csv"], "cannot be written"),
         (["TINY", "--selftest"], "has no bundle"),
     ],
 )
-def test_wrong_usage_gives_one_line_and_2(tiny, pictures, tmp_path, capsys, arguments, message):
-    names = {"TINY": str(tiny), "PICTURE": str(pictures[0]), "EMPTY": str(tmp_path)}
+def test_wrong_usage_returns_one_line_and_2(tiny, images, tmp_path, capsys, arguments, message):
+    names = {"TINY": str(tiny), "IMAGE": str(images[0]), "EMPTY": str(tmp_path)}
     for name, path in names.items():
         arguments = [a.replace(name, path) for a in arguments]
     assert main(arguments) == 2
@@ -97,18 +97,18 @@ def test_wrong_usage_gives_one_line_and_2(tiny, pictures, tmp_path, capsys, argu
     assert len(err.splitlines()) == 1
 
 
-def test_machine_errors_give_1(tiny, pictures, capsys):
-    assert main([str(tiny), str(pictures[0]), "--device", "cuda:99"]) == 1
+def test_machine_errors_return_1(tiny, images, capsys):
+    assert main([str(tiny), str(images[0]), "--device", "cuda:99"]) == 1
     assert "was asked for" in capsys.readouterr().err
-    assert main([str(tiny), str(pictures[0]), "--device", "cuda:99", "--debug"]) == 1
+    assert main([str(tiny), str(images[0]), "--device", "cuda:99", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_explain_writes_overlays(bundle_folder, pictures, tmp_path, capsys):
+def test_explain_writes_overlays(bundle_folder, images, tmp_path, capsys):
     output = tmp_path / "heat"
     bad = tmp_path / "bad.png"
     bad.touch()
-    arguments = [str(bundle_folder), *map(str, pictures), str(bad), "--explain", str(output)]
+    arguments = [str(bundle_folder), *map(str, images), str(bad), "--explain", str(output)]
     assert main(arguments) == 1
     assert sorted(p.name for p in output.iterdir()) == [f"{i + 1}_p{i}.png" for i in range(6)]
     with Image.open(output / "1_p0.png") as image:
@@ -134,8 +134,8 @@ def test_help_ends_with_an_example(capsys):
     assert end.value.code == 2
 
 
-def test_module_and_broken_pipe(tiny, pictures):
-    command = [sys.executable, "-m", "hybrid_rt.cli", str(tiny), *map(str, pictures)]
+def test_module_and_broken_pipe(tiny, images):
+    command = [sys.executable, "-m", "hybrid_rt.cli", str(tiny), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     read, write = os.pipe()

@@ -18,7 +18,7 @@ BACKENDS = ["onnxruntime", "openvino"]
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
-def test_eight_threads_give_the_bits_of_one(tiny, backend, mode):
+def test_eight_threads_equal_one_bit_for_bit(tiny, backend, mode):
     images = np.random.default_rng(3).integers(0, 256, (200, 32, 32, 3), np.uint8)
     with HybridEngine(tiny, backend=backend, mode=mode) as engine:
         serial = [engine.predict(image).logits for image in images]
@@ -30,9 +30,9 @@ def test_eight_threads_give_the_bits_of_one(tiny, backend, mode):
             return [(i, engine.predict(images[i]).logits) for i in order]
 
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            answers = [pair for pairs in pool.map(work, range(8)) for pair in pairs]
-    assert len(answers) == 1600
-    different = sum(not np.array_equal(logits, serial[i]) for i, logits in answers)
+            results = [pair for pairs in pool.map(work, range(8)) for pair in pairs]
+    assert len(results) == 1600
+    different = sum(not np.array_equal(logits, serial[i]) for i, logits in results)
     assert different == 0, f"{different} of 1600 differ"
 
 
@@ -41,17 +41,17 @@ def test_batches_from_threads(tiny, backend, pixels):
     with HybridEngine(tiny, backend=backend, batch_size=4, mode="throughput") as engine:
         expected = engine.predict(pixels).logits
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            for answers in pool.map(lambda _: engine.predict(list(pixels)), range(20)):
-                np.testing.assert_array_equal(answers.logits, expected)
+            for results in pool.map(lambda _: engine.predict(list(pixels)), range(20)):
+                np.testing.assert_array_equal(results.logits, expected)
 
 
-def test_streams_side_by_side(tiny, pictures):
+def test_streams_side_by_side(tiny, images):
     with HybridEngine(tiny, batch_size=2) as engine:
-        expected = [p.label for p in engine.predict(pictures)]
-        streams = [engine.stream(pictures) for _ in range(4)]
-        for answers in zip(*streams, strict=True):
-            assert len({a.label for a in answers}) == 1
-        assert [p.label for p in engine.stream(pictures)] == expected
+        expected = [p.label for p in engine.predict(images)]
+        streams = [engine.stream(images) for _ in range(4)]
+        for results in zip(*streams, strict=True):
+            assert len({a.label for a in results}) == 1
+        assert [p.label for p in engine.stream(images)] == expected
 
 
 def test_a_stream_left_early_ends_its_threads(tiny, pixels):
@@ -102,14 +102,14 @@ def test_fork_is_refused_with_advice(tiny, pixels):
             warnings.simplefilter("ignore", DeprecationWarning)
             child = os.fork()
         if child == 0:  # nothing but the engine and the pipe may be used here
-            answer = _predict_in_child(engine, pixels)
-            os.write(write, str(answer).encode()[:4000])
+            result = _predict_in_child(engine, pixels)
+            os.write(write, str(result).encode()[:4000])
             os._exit(0)
         os.close(write)
         with os.fdopen(read) as file:
-            answer = file.read()
+            result = file.read()
         os.waitpid(child, 0)
-        assert "opened before fork() in another process" in answer
+        assert "opened before fork() in another process" in result
         assert engine.predict(pixels[0]).label in ("benign", "malignant")
 
 
@@ -118,8 +118,8 @@ def test_spawn_opens_the_file_again(tiny, pixels):
         expected = engine.predict(pixels).logits
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-            answer = pool.submit(_predict_in_child, engine, pixels).result(timeout=120)
-    np.testing.assert_array_equal(np.array(answer, np.float32), expected)
+            result = pool.submit(_predict_in_child, engine, pixels).result(timeout=120)
+    np.testing.assert_array_equal(np.array(result, np.float32), expected)
 
 
 def _resident():

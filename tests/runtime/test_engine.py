@@ -33,33 +33,33 @@ def engine(request, tiny):
         yield engine
 
 
-def test_one_picture_gives_a_prediction(engine, pictures):
-    answer = engine.predict(pictures[0])
-    assert isinstance(answer, Prediction)
-    assert answer.source == str(pictures[0])
-    assert answer.label == answer.top(1)[0][0]
-    assert answer.probability == max(answer.probabilities.values())
-    assert list(answer.probabilities) == ["benign", "malignant"]
-    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-6)
-    softmax = np.exp(answer.logits) / np.exp(answer.logits).sum()
-    assert list(answer.probabilities.values()) == pytest.approx(softmax.tolist(), abs=1e-6)
+def test_one_image_returns_a_prediction(engine, images):
+    prediction = engine.predict(images[0])
+    assert isinstance(prediction, Prediction)
+    assert prediction.source == str(images[0])
+    assert prediction.label == prediction.top(1)[0][0]
+    assert prediction.probability == max(prediction.probabilities.values())
+    assert list(prediction.probabilities) == ["benign", "malignant"]
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
+    softmax = np.exp(prediction.logits) / np.exp(prediction.logits).sum()
+    assert list(prediction.probabilities.values()) == pytest.approx(softmax.tolist(), abs=1e-6)
 
 
-def test_every_kind_of_source_gives_the_same(engine, pictures):
-    data = pictures[0].read_bytes()
+def test_every_kind_of_source_returns_the_same(engine, images):
+    data = images[0].read_bytes()
     image = Image.open(io.BytesIO(data))
-    sources = [str(pictures[0]), pictures[0], data, io.BytesIO(data), image, np.asarray(image)]
+    sources = [str(images[0]), images[0], data, io.BytesIO(data), image, np.asarray(image)]
     logits = [engine.predict(source).logits for source in sources]
     for other in logits[1:]:
         np.testing.assert_array_equal(other, logits[0])
 
 
-def test_many_in_order_equal_one_by_one(engine, pictures):
-    answers = engine.predict(pictures)
-    assert isinstance(answers, Predictions)
-    assert [a.source for a in answers] == [str(p) for p in pictures]
-    alone = np.stack([engine.predict(p).logits for p in pictures])
-    gap = np.abs(answers.logits - alone).max()
+def test_many_in_order_equal_one_by_one(engine, images):
+    predictions = engine.predict(images)
+    assert isinstance(predictions, Predictions)
+    assert [a.source for a in predictions] == [str(p) for p in images]
+    alone = np.stack([engine.predict(p).logits for p in images])
+    gap = np.abs(predictions.logits - alone).max()
     print(f"{engine.info['backend']} alone and in a batch: max_diff={gap:.2e}")
     assert gap <= 1e-5
 
@@ -77,19 +77,19 @@ def test_lists_arrays_and_generators(engine, pixels):
         assert gap <= 1e-5, f"batch_size={size} max_diff={gap:.2e}"
 
 
-def test_features(engine, pixels, pictures):
+def test_features(engine, pixels, images):
     features = engine.features(pixels)
     assert features.shape == (11, 16)
     assert features.dtype == np.float32
-    assert engine.features(pictures[0]).shape == (1, 16)
-    assert engine.features(pictures).shape == (6, 16)
+    assert engine.features(images[0]).shape == (1, 16)
+    assert engine.features(images).shape == (6, 16)
     assert engine.features([]).shape[0] == 0
 
 
-def test_stream_keeps_order_and_errors(engine, pictures, tmp_path):
+def test_stream_keeps_order_and_errors(engine, images, tmp_path):
     empty = tmp_path / "empty.png"
     empty.touch()
-    sources = [pictures[0], tmp_path / "no.png", *pictures[1:4], empty, pictures[4]]
+    sources = [images[0], tmp_path / "no.png", *images[1:4], empty, images[4]]
     items = list(engine.stream(iter(sources), batch_size=2))
     assert [i.source for i in items] == [str(s) for s in sources]
     assert [isinstance(i, PredictionError) for i in items] == [
@@ -119,14 +119,14 @@ def test_stream_takes_sources_as_it_needs_them(tiny, pixels):
         stream.close()
 
 
-def test_errors_name_the_picture(engine, pictures, tmp_path):
+def test_errors_name_the_image(engine, images, tmp_path):
     cut = tmp_path / "cut.jpg"
     Image.new("RGB", (60, 60)).save(cut)
     cut.write_bytes(cut.read_bytes()[:200])
     with pytest.raises(ImageError, match=r"cut\.jpg"):
-        engine.predict([*pictures, cut])
+        engine.predict([*images, cut])
     with pytest.raises(ImageError, match="image 1"):
-        engine.predict([pictures[0].read_bytes(), b"junk"])
+        engine.predict([images[0].read_bytes(), b"junk"])
     with pytest.raises(ImageError, match="int"):
         engine.predict(3)
     with pytest.raises(ImageError, match="float"):
@@ -195,11 +195,11 @@ def test_from_session(pixels):
         operating_point=OperatingPoint(positive="malignant", threshold=0.0, criterion="all")
     )
     engine = HybridEngine.from_session(FakeSession(spec), spec)
-    answer = engine.predict(pixels[0])
-    assert bool(answer.decision)
-    assert str(answer.decision) == "malignant"
-    assert answer.to_dict()["decision"]["threshold"] == 0.0
-    np.testing.assert_array_equal(engine.predict(pixels).logits[0], answer.logits)
+    prediction = engine.predict(pixels[0])
+    assert bool(prediction.decision)
+    assert str(prediction.decision) == "malignant"
+    assert prediction.to_dict()["decision"]["threshold"] == 0.0
+    np.testing.assert_array_equal(engine.predict(pixels).logits[0], prediction.logits)
 
 
 def test_crop_is_not_skipped_for_arrays_of_the_right_size():
@@ -218,7 +218,7 @@ def test_crop_is_not_skipped_for_arrays_of_the_right_size():
     [
         ({"device": "gpu"}, "device is 'gpu'; expected 'auto', 'cpu', 'cuda'"),
         ({"backend": "torch"}, "backend is 'torch'; expected one of"),
-        ({"backend": "tensorrt"}, "cannot run model.onnx; able are"),
+        ({"backend": "tensorrt"}, "cannot run model.onnx; expected one of"),
         ({"precision": "int4"}, "precision is 'int4'"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "precision written in the file"),
         ({"threads": 0}, "threads is 0"),
@@ -245,9 +245,9 @@ def test_wrong_files(tiny, tmp_path):
     (tmp_path / "model.onnx").write_bytes(tiny.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match="cut short"):
         HybridEngine(tmp_path / "model.onnx")
-    write_tiny_onnx(tmp_path / "foreign.onnx", tiny_spec(), metadata=False)
+    write_tiny_onnx(tmp_path / "other.onnx", tiny_spec(), metadata=False)
     with pytest.raises(ModelFileError, match="make the file with hybrid-export"):
-        HybridEngine(tmp_path / "foreign.onnx")
+        HybridEngine(tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -269,8 +269,8 @@ def test_graph_that_does_not_fit_its_spec(tmp_path, backend):
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match=re.escape("specification says [batch,3]")):
         HybridEngine(path, backend=backend)
-    model.graph.input[0].name = "pictures"
-    model.graph.node[0].input[0] = "pictures"
+    model.graph.input[0].name = "pixels"
+    model.graph.node[0].input[0] = "pixels"
     onnx.save(model, path)
     with pytest.raises(ModelFileError, match="images uint8"):
         HybridEngine(path, backend=backend)

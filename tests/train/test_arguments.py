@@ -39,7 +39,7 @@ def folders(tmp_path_factory):
         ("--val-fraction 0", "only that for the test may be 0"),
         ("--val-fraction 0.6 --test-fraction 0.5", "leave too little to train on"),
         ("--threshold often", "threshold rule 'often'; expected sensitivity=0.9"),
-        ("--mixup 0.2 --batch-size 7", "which pair pictures; expected a multiple of 2"),
+        ("--mixup 0.2 --batch-size 7", "which pair images; expected a multiple of 2"),
         ("--precision fp16", "fp16 needs a GPU"),
         ("--vit nonsense", "cannot make the ViT 'nonsense'"),
         ("--cnn test_vit", "'test_vit' is a ViT, not a CNN"),
@@ -48,8 +48,8 @@ def folders(tmp_path_factory):
         ("--pretrained one.pth two.pth", "one.pth is not there"),
         ("--weights none.pth", "none.pth is not there"),
         ("--weights none.pth --cnn resnet50", "--cnn does not go with --weights"),
-        ("--weights none.pth --pretrained", "both give the start; use one"),
-        ("--resume --overwrite", "give one"),
+        ("--weights none.pth --pretrained", "both set the start; use one"),
+        ("--resume --overwrite", "use one"),
         ("--label x", "a folder's classes are the names"),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_setting_that_cannot_work(options, message, tmp_path, capsys):
     assert not run.exists()
 
 
-def test_one_picture_cannot_be_normalized_over(folders, tmp_path, capsys):
+def test_one_image_cannot_be_normalized_over(folders, tmp_path, capsys):
     run = tmp_path / "run"
     options = [str(folders), "--preset", "tiny", "--image-size", "32", "--batch-size", "1"]
     assert main([*options, "--epochs", "1", "--output", str(run)]) == 2

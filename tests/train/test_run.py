@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hybrid_rt.images import load_pixels
 from hybrid_rt.spec import Preprocess
 from hybrid_train.cli import main
-from hybrid_train.data.loader import Pictures
+from hybrid_train.data.loader import ImageDataset
 from hybrid_train.data.samples import DataOptions
 from hybrid_train.data.sources import open_data
 from hybrid_train.model.checkpoint import load_checkpoint
@@ -27,7 +27,7 @@ SMALL = ["--preset", "tiny", "--image-size", "32", "--epochs", "2", "--batch-siz
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two classes of 30 pictures: bright at the top, bright at the bottom."""
+    """Two classes of 30 images: bright at the top, bright at the bottom."""
     root = tmp_path_factory.mktemp("data") / "halves"
     rng = np.random.default_rng(0)
     for index in range(60):
@@ -62,7 +62,7 @@ def test_a_run_writes_everything(folders, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(folders, *SMALL, "--output", run) == 0
     out = capsys.readouterr().out
-    assert "60 pictures for 'halves' (bottom: 30, top: 30)" in out
+    assert "60 images for 'halves' (bottom: 30, top: 30)" in out
     assert f"next: hybrid-export {run} --fp16" in out
     metrics = json.loads((run / "metrics.json").read_text())
     assert len(metrics["history"]) == 2
@@ -89,7 +89,7 @@ def test_a_run_writes_everything(folders, tmp_path, capsys):
     assert not model.training
 
 
-def test_equal_seeds_give_equal_weights(folders, tmp_path):
+def test_equal_seeds_make_equal_weights(folders, tmp_path):
     for name in ("a", "b"):
         assert train(folders, *SMALL, "--output", tmp_path / name, "--seed", 3) == 0
     assert_equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -186,11 +186,11 @@ def test_evaluation_pixels_are_the_runtimes_own(folders):
     samples = open_data(str(folders), DataOptions())
     preprocess = Preprocess(height=24, width=32)
     for cache in (0, 1e9):
-        pictures = Pictures(samples, preprocess)
-        assert pictures.decode_all(cache) == (cache > 0)
+        dataset = ImageDataset(samples, preprocess)
+        assert dataset.decode_all(cache) == (cache > 0)
         for index in (0, 17, 59):
             expected = load_pixels(samples.source(index), preprocess)
-            assert np.array_equal(pictures[index][0], expected)
+            assert np.array_equal(dataset[index][0], expected)
 
 
 def test_two_processes_equal_one(folders, tmp_path):
@@ -223,7 +223,7 @@ def test_two_processes_equal_one(folders, tmp_path):
 
 @pytest.mark.slow
 def test_digits_beat_95_percent(tmp_path):
-    """Any folder of pictures: scikit-learn's digits, without an option beyond the preset."""
+    """Any folder of images: scikit-learn's digits, without an option beyond the preset."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,4 +1,4 @@
-"""A really trained model, exported: coverage, false alarms and foreign pictures on the engine."""
+"""A really trained model, exported: coverage, false alarms and outliers on the engine."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def fresh(engine):
     """Predictions with sets for 100 patients that the run never saw, and the true labels."""
     rows = out_of_distribution.phantoms(100)
     truth = [engine.spec.classes[row["cancer"]] for row in rows]
-    pictures = [row["image"] for row in rows]
-    return pictures, truth
+    images = [row["image"] for row in rows]
+    return images, truth
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
-@pytest.mark.parametrize("by", ["class", "picture"])
+@pytest.mark.parametrize("by", ["class", "image"])
 def test_coverage_is_within_its_interval(engine, fresh, coverage, by):
-    """Coverage on new pictures follows a beta-binomial (Angelopoulos and Bates 2023, 3.2)."""
-    pictures, truth = fresh
-    answers = engine.predict(pictures, coverage=coverage, coverage_by=by)
+    """Coverage on new images follows a beta-binomial (Angelopoulos and Bates 2023, 3.2)."""
+    images, truth = fresh
+    predictions = engine.predict(images, coverage=coverage, coverage_by=by)
     conformal = Conformal.of(engine.spec)
     rule = conformal.rule(coverage, by)
     for name in engine.spec.classes if by == "class" else [None]:
-        chosen = [(a, t) for a, t in zip(answers, truth, strict=True) if name in (None, t)]
-        covered = sum(t in a.label_set for a, t in chosen)
+        chosen = [(a, t) for a, t in zip(predictions, truth, strict=True) if name in (None, t)]
+        covered = sum(t in a.prediction_set for a, t in chosen)
         # Without the most probable label, which only adds: this has an upper end too.
         reached = sum(a.probabilities[t] >= rule.thresholds[t] for a, t in chosen)
-        count = conformal.pictures.count if name is None else conformal.classes[name].count
+        count = conformal.images.count if name is None else conformal.classes[name].count
         rank = int(np.ceil((count + 1) * coverage - 1e-9))
         law = betabinom(len(chosen), rank, count + 1 - rank)
         low, high = law.ppf(RARE), law.ppf(1 - RARE)
@@ -61,23 +61,23 @@ def test_coverage_is_within_its_interval(engine, fresh, coverage, by):
         assert low <= reached <= high, shown
 
 
-def test_phantoms_are_seldom_foreign(engine, fresh):
-    rate = np.mean([p.foreign for p in engine.predict(fresh[0])])
-    print(f"called foreign: {rate:.2%} of {len(fresh[0])} fresh phantoms")
+def test_phantoms_are_seldom_flagged(engine, fresh):
+    rate = np.mean([p.is_ood for p in engine.predict(fresh[0])])
+    print(f"flagged: {rate:.2%} of {len(fresh[0])} fresh phantoms")
     assert rate <= 0.02, rate
 
 
-@pytest.mark.parametrize("name", list(out_of_distribution.FOREIGN))
-def test_foreign_pictures_are_told_apart(engine, fresh, name):
-    own = out_of_distribution.novelties(engine, fresh[0])
-    scores = out_of_distribution.novelties(engine, out_of_distribution.FOREIGN[name]())
+@pytest.mark.parametrize("name", list(out_of_distribution.OOD_SETS))
+def test_outlier_images_are_told_apart(engine, fresh, name):
+    own = out_of_distribution.ood_scores(engine, fresh[0])
+    scores = out_of_distribution.ood_scores(engine, out_of_distribution.OOD_SETS[name]())
     area = out_of_distribution.auroc(own, scores)
-    print(f"{name}: AUROC {area:.3f}, called foreign {(scores > 1).mean():.0%}")
+    print(f"{name}: AUROC {area:.3f}, flagged {(scores > 1).mean():.0%}")
     assert area >= 0.95, area
     assert (scores > 1).mean() >= 0.8, scores
 
 
-def test_the_model_abstains_on_them_and_answers_phantoms(engine, fresh):
+def test_the_model_abstains_on_them_and_predicts_phantoms(engine, fresh):
     strange = out_of_distribution.chests(4) + out_of_distribution.digits(4)
     assert all(p.abstained for p in engine.predict(strange, abstain=True))
     assert not any(p.abstained for p in engine.predict(fresh[0][:8], abstain=True))

@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   a table of your own:
     hybrid-train data.parquet --image-column scan --label grade --class-names low,high \\
         --group subject --val-fraction 0.1 --test-fraction 0.2 --on-bad-image skip
-  16-bit pictures and DICOM that use a part of their range:
+  16-bit images and DICOM that use only some of their range:
     hybrid-train scans/ --high-bit-depth minmax --dicom-window minmax --resize fit
   other networks:
     hybrid-train photos/ --vit vit_small_patch16_224 --cnn resnet18 --hidden 256,64 --dropout 0.3
@@ -84,24 +84,24 @@ def add_data(group: Any) -> None:
     add = group.add_argument
     add("--label", metavar="COLUMN", help="label column (default: cancer or label)")
     add("--group", metavar="COLUMN", help="kept on one side of the split (default: patient_id)")
-    add("--image-column", metavar="COLUMN", help="column of pictures (default: image)")
+    add("--image-column", metavar="COLUMN", help="column of images (default: image)")
     add("--null-label", metavar="NAME", help="class for rows without a label (default: dropped)")
     add("--class-names", type=names, metavar="A,B", help="names for the classes, in their order")
     add("--val-fraction", type=float, metavar="X", help="share for validation (default: 0.15)")
     add("--test-fraction", type=float, metavar="X", help="share for the test (default: 0.15)")
-    add("--on-bad-image", choices=("fail", "skip"), help="an unreadable picture (default: fail)")
+    add("--on-bad-image", choices=("fail", "skip"), help="an unreadable image (default: fail)")
     add("--crop", choices=("none", "breast"), help="cut to the breast (default: none)")
     add("--resize", choices=("stretch", "fit", "fill"), help="aspect ratio (default: stretch)")
     add(
         "--high-bit-depth",
         choices=("full", "minmax"),
-        help="16-bit pictures: map the type's whole range to 0..255, or the picture's own "
+        help="16-bit images: map the type's whole range to 0..255, or the image's own "
         "(default: full)",
     )
     add(
         "--dicom-window",
         choices=("stored", "minmax"),
-        help="DICOM: the file's window, or the picture's own range (default: stored)",
+        help="DICOM: the file's window, or the image's own range (default: stored)",
     )
 
 
@@ -187,15 +187,15 @@ def add_speed(group: Any) -> None:
 
 def names(text: str) -> tuple[str, ...]:
     """Comma-separated names."""
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(parts):
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
-    return parts
+    return names
 
 
 def sizes(text: str) -> tuple[int, ...]:
     """Comma-separated whole numbers."""
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(int(number) for number in text.split(",") if number.strip())
     except ValueError as err:
         raise argparse.ArgumentTypeError(f"{text!r}; expected numbers such as 256,64") from err

@@ -52,9 +52,9 @@ def train(args: argparse.Namespace, command: str) -> int:
     if args.resume and args.output is None:
         raise UsageError("--resume needs --output, the folder of the run to go on with")
     if args.resume and args.overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one")
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; use one")
     if args.weights is not None and args.pretrained is not None:
-        raise UsageError("--weights and --pretrained both give the start; use one")
+        raise UsageError("--weights and --pretrained both set the start; use one")
     options = RunOptions(
         data=args.data,
         output=args.output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"),

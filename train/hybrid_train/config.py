@@ -109,8 +109,8 @@ class TrainConfig:
             raise UsageError(f"--hidden {self.hidden}; expected sizes of 1 or more")
         parse_criterion(self.threshold)
 
-    def batch_size_for(self, pictures: int, processes: int) -> int:
-        """The global batch size: all pictures where they are fewer than a batch.
+    def batch_size_for(self, images: int, processes: int) -> int:
+        """The global batch size: all images where they are fewer than a batch.
 
         Raises UsageError for one that cannot be dealt to the processes evenly, in pairs for
         mixup and cutmix.
@@ -120,10 +120,10 @@ class TrainConfig:
         if self.batch_size % unit:
             raise UsageError(
                 f"--batch-size {self.batch_size} with {processes} process(es)"
-                + (" and mixup or cutmix, which pair pictures" if mixing else "")
+                + (" and mixup or cutmix, which pair images" if mixing else "")
                 + f"; expected a multiple of {unit}"
             )
-        return min(self.batch_size, max(unit, pictures - pictures % unit))
+        return min(self.batch_size, max(unit, images - images % unit))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

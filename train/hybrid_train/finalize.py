@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.uncertainty.ood import EXTRAS_KEY as NOVELTY_KEY
-from hybrid_rt.uncertainty.ood import NOVELTY_NAME
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY as OOD_KEY
+from hybrid_rt.uncertainty.ood import OOD_NAME
 from hybrid_train.config import RunOptions
 from hybrid_train.data.kept_images import keep_images
 from hybrid_train.data.samples import Samples
@@ -22,7 +22,7 @@ from hybrid_train.loop.optimizer import restore_prior
 from hybrid_train.loop.trainer import Trainer
 from hybrid_train.model.checkpoint import BEST, save_checkpoint
 from hybrid_train.model.hybrid import HybridClassifier
-from hybrid_train.posthoc.fit import LogitsAndFeatures, Part, fit_on_validation, measure
+from hybrid_train.posthoc.fit import LogitsAndFeatures, Subset, fit_on_validation, measure
 from hybrid_train.provenance import write_json
 from hybrid_train.report.collect import write_run_report
 from hybrid_train.report.predictions import PREDICTIONS, write_predictions
@@ -30,11 +30,11 @@ from hybrid_train.report.predictions import PREDICTIONS, write_predictions
 Log = Callable[[str], None]
 
 #: Files of a finished run that --overwrite removes with the others.
-FITTED = (NOVELTY_NAME, PREDICTIONS)
+FITTED = (OOD_NAME, PREDICTIONS)
 #: The key of a finished model's provenance: its bias speaks of the data's own class frequencies.
 PRIOR_RESTORED = "prior_restored"
-#: Training pictures whose features the novelty is fitted to.
-TRAINING_PICTURES = 4096
+#: Training images whose features the out-of-distribution detector is fitted to.
+TRAINING_IMAGES = 4096
 
 
 def finish(
@@ -51,32 +51,32 @@ def finish(
     if PRIOR_RESTORED not in found.provenance:  # else the run was finished before
         counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
         restore_prior(model.head[-1], counts, config)
-    indices = {n: i for n, i in split.parts().items() if n != "train" and len(i)}
-    parts = {name: see(trainer, model, part) for name, part in indices.items()}
-    train_features = see(trainer, model, some(split.train, TRAINING_PICTURES, config.seed)).features
+    indices = {n: i for n, i in split.subsets().items() if n != "train" and len(i)}
+    subsets = {name: see(trainer, model, subset) for name, subset in indices.items()}
+    train_features = see(trainer, model, some(split.train, TRAINING_IMAGES, config.seed)).features
     if not processes.first:
         return None
-    spec, novelty = fit_on_validation(trainer.spec, parts["val"], train_features, config)
+    spec, detector = fit_on_validation(trainer.spec, subsets["val"], train_features, config)
     results = {
         name: metrics.evaluate(
-            part.logits,
-            part.labels,
+            subset.logits,
+            subset.labels,
             samples.classes,
-            groups=part.groups,
+            groups=subset.groups,
             temperature=spec.temperature,
             seed=config.seed,
         )
-        | measure(spec, novelty, part, config.seed)
-        for name, part in parts.items()
+        | measure(spec, detector, subset, config.seed)
+        for name, subset in subsets.items()
     }
     chosen = results.get("test") or results["val"]
-    entry = novelty.save(options.output / NOVELTY_NAME)
+    entry = detector.save(options.output / OOD_NAME)
     spec = spec.replace(
-        extras={**spec.extras, NOVELTY_KEY: entry.to_dict()},
+        extras={**spec.extras, OOD_KEY: entry.to_dict()},
         provenance={
             **spec.provenance,
             PRIOR_RESTORED: True,
-            "split": {name: len(part) for name, part in split.parts().items()},
+            "split": {name: len(subset) for name, subset in split.subsets().items()},
             "metrics": {
                 "on": "test" if "test" in results else "val",
                 **{k: chosen[k] for k in ("auroc", "auroc_interval", "accuracy", "ece")},
@@ -84,7 +84,7 @@ def finish(
         },
     )
     save_checkpoint(options.output / BEST, model.cpu(), spec)
-    keep_images(options.output, trainer.pictures, split, seed=config.seed)
+    keep_images(options.output, trainer.dataset, split, seed=config.seed)
     write_json(
         options.output / "metrics.json",
         {
@@ -94,28 +94,28 @@ def finish(
                 "origin": samples.origin,
                 "fingerprint": samples.fingerprint(),
                 "dropped": dict(samples.dropped),
-                "unreadable": len(trainer.pictures.bad),
-                "classes": {n: samples.counts(i) for n, i in split.parts().items()},
+                "unreadable": len(trainer.dataset.bad),
+                "classes": {n: samples.counts(i) for n, i in split.subsets().items()},
             },
             "history": trainer.progress.history,
             **results,
         },
     )
-    write_predictions(options.output / PREDICTIONS, spec, novelty, samples, split, parts)
-    logits = {name: part.logits for name, part in parts.items()}
-    labels = {name: part.labels for name, part in parts.items()}
+    write_predictions(options.output / PREDICTIONS, spec, detector, samples, split, subsets)
+    logits = {name: subset.logits for name, subset in subsets.items()}
+    labels = {name: subset.labels for name, subset in subsets.items()}
     write_run_report(trainer, spec, samples, split, logits, labels, results, options)
     say(summary(results, spec, options.output))
     return results
 
 
-def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -> Part:
-    """Some pictures as the final network sees them, in fp32, by the evaluation transform."""
-    samples = trainer.pictures.samples
+def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -> Subset:
+    """Some images as the final network sees them, in fp32, by the evaluation transform."""
+    samples = trainer.dataset.samples
     classes = len(samples.classes)
     width = classes + trainer.spec.num_features
     both = trainer.outputs(LogitsAndFeatures(model), indices, width, in_fp32=True)
-    return Part(
+    return Subset(
         logits=both[:, :classes],
         features=both[:, classes:],
         labels=samples.labels[indices],

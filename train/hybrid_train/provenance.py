@@ -34,5 +34,5 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")

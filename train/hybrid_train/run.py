@@ -13,7 +13,7 @@ import torch
 from hybrid_rt.errors import DataError, UsageError
 from hybrid_train.config import RunOptions, TrainConfig
 from hybrid_train.data.kept_images import CALIBRATION, VALIDATION
-from hybrid_train.data.loader import Pictures
+from hybrid_train.data.loader import ImageDataset
 from hybrid_train.data.samples import Samples
 from hybrid_train.data.sources import open_data
 from hybrid_train.data.splits import Split, load_split, make_split, save_split, warnings_of
@@ -46,8 +46,8 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         say = log if processes.first else (lambda _: None)
         samples = open_data(options.data, options.data_options)
         say(describe(samples))
-        pictures = Pictures(samples, start.preprocess)
-        samples = read_pictures(pictures, config, say, quiet=not processes.first)
+        dataset = ImageDataset(samples, start.preprocess)
+        samples = decode_images(dataset, config, say, quiet=not processes.first)
         split_file = options.output / "split.json"
         if options.resume and split_file.is_file():
             split = load_split(split_file, samples)
@@ -62,10 +62,10 @@ def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | 
         for note in warnings_of(samples, split):
             say(f"warning: {note}")
         if "threshold" in options.given and len(samples.classes) > 2:
-            say("warning: --threshold is not used: it parts two classes, and here are more")
+            say("warning: --threshold is not used: it separates two classes, and here are more")
         torch.manual_seed(config.seed)
         model, spec = make_model(samples, start, config)
-        trainer = Trainer(model, spec, config, pictures, split, options.output, processes, say)
+        trainer = Trainer(model, spec, config, dataset, split, options.output, processes, say)
         if options.resume:
             trainer.resume()
             say(
@@ -114,39 +114,39 @@ def prepare_folder(
         raise UsageError(f"cannot write to {output}: {err.strerror}") from err
 
 
-def read_pictures(
-    pictures: Pictures, config: TrainConfig, say: Log, *, quiet: bool = False
+def decode_images(
+    dataset: ImageDataset, config: TrainConfig, say: Log, *, quiet: bool = False
 ) -> Samples:
-    """Decode all pictures if they fit the cache; leave bad ones out, or fail, as told."""
-    say(f"decoding {len(pictures)} pictures")
-    if not pictures.decode_all(config.cache_gib * 2**30, quiet=quiet):
+    """Decode all images if they fit the cache; leave bad ones out, or fail, as told."""
+    say(f"decoding {len(dataset)} images")
+    if not dataset.decode_all(config.cache_gib * 2**30, quiet=quiet):
         say(f"they need more than --cache-gib {config.cache_gib:g}: decoded again each epoch")
-    if pictures.bad:
-        first = list(pictures.bad.values())[:3]
-        listing = "; ".join(first) + (" …" if len(pictures.bad) > 3 else "")
+    if dataset.bad:
+        first = list(dataset.bad.values())[:3]
+        listing = "; ".join(first) + (" …" if len(dataset.bad) > 3 else "")
         if config.on_bad_image == "fail":
             raise DataError(
-                f"{len(pictures.bad)} of {len(pictures)} pictures cannot be read: {listing}. "
+                f"{len(dataset.bad)} of {len(dataset)} images cannot be read: {listing}. "
                 "Leave them out with --on-bad-image skip"
             )
-        say(f"left out {len(pictures.bad)} pictures that cannot be read: {listing}")
-        pictures.drop_bad()
-    return pictures.samples
+        say(f"left out {len(dataset.bad)} images that cannot be read: {listing}")
+        dataset.drop_bad()
+    return dataset.samples
 
 
 def describe(samples: Samples) -> str:
     counts = ", ".join(f"{name}: {n}" for name, n in samples.counts().items())
-    text = f"{samples.origin}: {len(samples)} pictures for {samples.task!r} ({counts})"
+    text = f"{samples.origin}: {len(samples)} images for {samples.task!r} ({counts})"
     for reason, number in samples.dropped.items():
         text += f"; dropped {number} ({reason})"
     return text
 
 
 def describe_split(samples: Samples, split: Split) -> str:
-    parts = []
-    for name, indices in split.parts().items():
+    lines = []
+    for name, indices in split.subsets().items():
         text = f"{name} {len(indices)}"
         if samples.groups is not None:
             text += f" ({len(set(samples.groups[indices].tolist()))} by {samples.group_column})"
-        parts.append(text)
-    return "split: " + ", ".join(parts)
+        lines.append(text)
+    return "split: " + ", ".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hybrid_export.onnx_graph.dtype_report import SMALLEST_SHARE, WEIGHT_TYPES, graph_receipt
+from hybrid_export.onnx_graph.dtype_report import SMALLEST_SHARE, WEIGHT_TYPES, graph_dtype_report
 from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.onnx_graph.io import save
 from hybrid_export.precision.fallback import attempts
@@ -20,23 +20,23 @@ def write_half(job: Job, precision: HalfName) -> bool:
     for attempt in attempts(job.fp32, precision, images):
         typed = to_half(job.fp32, precision, attempt.nodes)
         save(typed, path)
-        receipt = graph_receipt(path)
-        share = receipt["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
+        dtype_report = graph_dtype_report(path)
+        share = dtype_report["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
         if share < SMALLEST_SHARE:
             reason = reason or f"{path.name} would have {share:.0%} of its weights in {precision}"
             break
         runner = Interpreter(typed).runner(path.name)
-        certificate = job.screen(runner, precision)
-        if certificate.passed:
+        report = job.screen(runner, precision)
+        if report.passed:
             also = job.openvino(path, "bf16") if precision == "bf16" else []
-            certificate = job.certify(runner, precision, *also)
-        certificate.kept_fp32 = list(attempt.kept)
+            report = job.validate(runner, precision, *also)
+        report.kept_fp32 = list(attempt.kept)
         kept = f" (kept in FP32: {', '.join(attempt.kept)})" if attempt.kept else ""
-        job.report(path.name + kept, certificate)
-        if certificate.passed:
-            job.add(path, precision, certificate, source="model.onnx", receipt=receipt)
+        job.report(path.name + kept, report)
+        if report.passed:
+            job.add(path, precision, report, source="model.onnx", dtype_report=dtype_report)
             return True
-        failed = (certificate, typed)
+        failed = (report, typed)
     path.unlink(missing_ok=True)
     if failed is not None:
         reason = job.failure(path.name, failed[0], precision, failed[1])

@@ -1,4 +1,4 @@
-"""model.int8.onnx: calibrate, quantize, certify, and leave out what harms until it passes."""
+"""model.int8.onnx: calibrate, quantize, validate, and leave out what harms until it passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
 from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.onnx_graph.io import save
 from hybrid_export.parity.dataset import chosen_images
@@ -44,17 +44,17 @@ def write_int8(job: Job, source: Path) -> bool:
         model = quantize(job.fp32, ranges, attempt.nodes)
         save(model, path)
         runner = session(path, job.spec)
-        certificate = job.screen(runner, "int8")
-        if certificate.passed:
-            certificate = job.certify(runner, "int8", *job.openvino(path, "fp32"))
-        certificate.kept_fp32 = list(attempt.kept)
-        job.report(f"{path.name} (kept in FP32: {', '.join(attempt.kept)})", certificate)
-        if certificate.passed:
-            job.try_bf16(certificate, path, "int8")
-            receipt = graph_receipt(path)
-            job.add(path, "int8", certificate, source="model.onnx", receipt=receipt)
+        report = job.screen(runner, "int8")
+        if report.passed:
+            report = job.validate(runner, "int8", *job.openvino(path, "fp32"))
+        report.kept_fp32 = list(attempt.kept)
+        job.report(f"{path.name} (kept in FP32: {', '.join(attempt.kept)})", report)
+        if report.passed:
+            job.try_bf16(report, path, "int8")
+            dtype_report = graph_dtype_report(path)
+            job.add(path, "int8", report, source="model.onnx", dtype_report=dtype_report)
             return True
-        reason = job.failure(path.name, certificate, "int8", model)
+        reason = job.failure(path.name, report, "int8", model)
     path.unlink(missing_ok=True)
     job.failures.append(f"{reason}.")
     return False
@@ -99,7 +99,7 @@ def candidates(model: Any) -> set[str]:
 
 def _always_kept(model: Any) -> list[str]:
     """The first layer of each branch, which sees raw pixels, what is computed for one token, and
-    the head: 3% of the work, and an error in any of them reaches the answer undiluted."""
+    the head: 3% of the work, and an error in any of them reaches the logits undiluted."""
     found = ["vit.patch_embed", "head", "explain_vit"]
     nodes = [layer.node for layer in layers(model)]
     first = next((node for node in nodes if in_module(node, "cnn")), None)
@@ -107,7 +107,7 @@ def _always_kept(model: Any) -> list[str]:
         found.append(first.name.split("/")[1])
     blocks = [unit for unit in units(model) if unit.startswith("vit.blocks.")]
     if blocks:
-        found += [f"{blocks[-1]}.{part}" for part in ("attn.q", "attn.proj", "mlp")]
+        found += [f"{blocks[-1]}.{name}" for name in ("attn.q", "attn.proj", "mlp")]
     return found
 
 

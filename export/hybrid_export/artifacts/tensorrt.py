@@ -1,4 +1,4 @@
-"""TensorRT plans of an export: which to build, from which file, and how they are certified."""
+"""TensorRT engines of an export: which to build, from which file, and how they are validated."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from hybrid_rt.errors import (
     ExportError,
     ParityError,
 )
-from hybrid_rt.tensorrt.builder import build_engine
-from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
+from hybrid_rt.tensorrt.builder import build_engine as builder
+from hybrid_rt.tensorrt.builder.build_engine import BuiltEngine
 from hybrid_rt.tensorrt.library import LibraryName
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """A plan to build: its file name, its source in the bundle, and for which GPUs."""
+class EngineRequest:
+    """An engine to build: its file name, its source in the bundle, and for which GPUs."""
 
     name: str
     source: str
     capabilities: tuple[str, ...]
 
 
-def plan_requests(options: ExportOptions, sources: Sequence[str]) -> list[PlanRequest]:
-    """The plans of an export whose reduced or, if none, fp32 ONNX files are ``sources``.
+def engine_requests(options: ExportOptions, sources: Sequence[str]) -> list[EngineRequest]:
+    """The engines of an export whose reduced or, if none, fp32 ONNX files are ``sources``.
 
-    The first source gives ``model.plan``, others carry their precision: ``model.int8.plan``. With
-    TensorRT-RTX there is one plan a GPU generation, such as ``model.sm89.plan``.
+    The first source becomes ``model.plan``, others carry their precision: ``model.int8.plan``. With
+    TensorRT-RTX there is one engine a GPU generation, such as ``model.sm89.plan``.
     """
     requests = []
     for i, source in enumerate(sources):
@@ -48,18 +48,18 @@ def plan_requests(options: ExportOptions, sources: Sequence[str]) -> list[PlanRe
         stem = "model" if i == 0 or not precision else f"model.{precision}"
         if options.compute_capabilities:
             requests += [
-                PlanRequest(f"{stem}.{gpu.lower()}.plan", source, (gpu,))
+                EngineRequest(f"{stem}.{gpu.lower()}.plan", source, (gpu,))
                 for gpu in options.compute_capabilities
             ]
         else:
-            requests.append(PlanRequest(f"{stem}.plan", source, ()))
+            requests.append(EngineRequest(f"{stem}.plan", source, ()))
     return requests
 
 
-def why_no_plan(options: ExportOptions) -> str | None:
-    """One line that says why no plan can be built here and how to get one; None where one can.
+def why_no_engine(options: ExportOptions) -> str | None:
+    """One line that says why no engine can be built here and how to get one; None where one can.
 
-    Raises BackendMissingError or DeviceError where plans were asked for explicitly.
+    Raises BackendMissingError or DeviceError if engines were asked for explicitly.
     """
     library = "auto" if options.plans == "auto" else options.plans
     assert library != "none"
@@ -74,10 +74,12 @@ def why_no_plan(options: ExportOptions) -> str | None:
     raise (BackendMissingError if missing else DeviceError)(reason)
 
 
-def build(request: PlanRequest, options: ExportOptions, folder: Path, progress: Any) -> BuiltPlan:
-    """Build one plan in the folder that holds its source."""
+def build(
+    request: EngineRequest, options: ExportOptions, folder: Path, progress: Any
+) -> BuiltEngine:
+    """Build one engine in the folder that holds its source."""
     workspace = options.workspace_mib
-    return build_plan(
+    return build_engine(
         folder / request.source,
         folder / request.name,
         library="auto" if options.plans in ("auto", "none") else options.plans,
@@ -92,12 +94,12 @@ def build(request: PlanRequest, options: ExportOptions, folder: Path, progress: 
     )
 
 
-def build_plan(
+def build_engine(
     onnx_path: str | os.PathLike[str], plan_path: str | os.PathLike[str], **options: Any
-) -> BuiltPlan:
-    """``build_engine.build_plan``, which lists the options; a failed build is an ExportError."""
+) -> BuiltEngine:
+    """``builder.build_engine``, which lists the options; a failed build is an ExportError."""
     try:
-        return build_engine.build_plan(onnx_path, plan_path, **options)
+        return builder.build_engine(onnx_path, plan_path, **options)
     except (BackendMissingError, DeviceError):
         raise
     except BackendError as err:
@@ -107,14 +109,14 @@ def build_plan(
 def why_no_tensorrt(
     library: LibraryName | Literal["auto"] = "auto", *, ahead_of_time: bool = False
 ) -> str | None:
-    """Why no plan can be built here and how to get one, as one line; None where one can.
+    """Why no engine can be built here and how to get one, as one line; None where one can.
 
     ``ahead_of_time`` asks about TensorRT-RTX plans for given GPUs, which need no GPU here.
     """
-    return build_engine.why_no_plan(library, ahead_of_time=ahead_of_time)
+    return builder.why_no_engine(library, ahead_of_time=ahead_of_time)
 
 
-def write_plans(job: Job, no_plan: str | None) -> None:
+def write_plans(job: Job, no_engine: str | None) -> None:
     """model.plan and its like, from the smallest precision that was asked for and passed."""
     options = job.options
     made = [p for p in ("fp16", "bf16", "int8") if f"model.{p}.onnx" in job.bundle.files]
@@ -124,36 +126,36 @@ def write_plans(job: Job, no_plan: str | None) -> None:
         return
     if not asked and options.plans == "auto":
         return
-    if no_plan is not None:
-        job.say(f"No TensorRT plan: {no_plan}")
+    if no_engine is not None:
+        job.say(f"No TensorRT engine: {no_engine}")
         return
-    for request in plan_requests(options, sources or ["model.onnx"]):
+    for request in engine_requests(options, sources or ["model.onnx"]):
         built = build(request, options, job.staged, None)
         source = job.bundle.files[request.source]
-        certificate = None
+        report = None
         if not request.capabilities:
             runner = session(built.path, job.spec, _plan_backend(built.built_for), device="cuda:0")
-            certificate = job.certify(runner, source.precision)
-            job.report(built.path.name, certificate)
-            if not certificate.passed:
+            report = job.validate(runner, source.precision)
+            job.report(built.path.name, report)
+            if not report.passed:
                 built.path.unlink()
-                failed = "; ".join(certificate.all_failures())
+                failed = "; ".join(report.all_failures())
                 job.failures.append(f"{request.name} does not equal PyTorch: {failed}.")
                 continue
-        _check_share(job, request.name, built.receipt, source.precision)
+        _check_share(job, request.name, built.dtype_report, source.precision)
         job.add(
             built.path,
             source.precision,
-            certificate,
+            report,
             built_for=BuiltFor(**built.built_for),
             source=request.source,
-            receipt=built.receipt,
+            dtype_report=built.dtype_report,
         )
-        where = "" if certificate else "; not run, since it is for another machine's GPU"
+        where = "" if report else "; not run, since it is for another machine's GPU"
         job.say(
             f"{request.name}: built by {built.built_for['library']} {built.built_for['version']} "
             f"for compute capability {built.built_for['compute_capability']}, weights "
-            f"{built.receipt['weight_share']}{where}"
+            f"{built.dtype_report['weight_share']}{where}"
         )
 
 
@@ -162,12 +164,13 @@ def _plan_backend(built_for: dict[str, object]) -> str:
 
 
 def _check_share(
-    job: Job, name: str, receipt: dict[str, dict[str, float]], precision: PrecisionName
+    job: Job, name: str, dtype_report: dict[str, dict[str, float]], precision: PrecisionName
 ) -> None:
-    """A plan that is not what was asked for is a failure, whatever it answers."""
-    share = receipt["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
+    """A plan that is not what was asked for is a failure, whatever its outputs."""
+    share = dtype_report["weight_share"].get(WEIGHT_TYPES[precision], 0.0)
     if precision in ("fp16", "bf16") and share < SMALLEST_SHARE:
         raise ParityError(
             f"{name} has {share:.0%} of its weight bytes in {precision}; expected at least "
-            f"{SMALLEST_SHARE:.0%}: TensorRT built {receipt['weight_share']}; nothing was written"
+            f"{SMALLEST_SHARE:.0%}: TensorRT built "
+            f"{dtype_report['weight_share']}; nothing was written"
         )

@@ -2,7 +2,7 @@
 
     DIR/NAME/config.pbtxt
     DIR/NAME/labels.txt
-    DIR/NAME/1/model.plan        (or model.onnx, with what it was certified as)
+    DIR/NAME/1/model.plan        (or model.onnx, with what it was validated as)
 
 Clients send the pixels that ``hybrid_rt.images`` makes (uint8 ``[batch, height, width, 3]``); the
 graph does the rest, so the repository needs no Python backend and no preprocessing model.
@@ -68,8 +68,8 @@ def choose_file(bundle: Bundle) -> str:
 
     def is_for_triton(name: str, entry: BundleFile) -> bool:
         if not name.endswith(".plan"):
-            return entry.certified
-        return entry.certified and (
+            return entry.validated
+        return entry.validated and (
             entry.built_for is not None and entry.built_for.library == "tensorrt"
         )
 
@@ -78,7 +78,7 @@ def choose_file(bundle: Bundle) -> str:
         if wanted in able:
             return wanted
     raise ExportError(
-        "no file of this export can be served by Triton; expected model.plan or a certified "
+        "no file of this export can be served by Triton; expected model.plan or a validated "
         "model.onnx"
     )
 

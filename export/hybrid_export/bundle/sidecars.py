@@ -1,4 +1,4 @@
-"""Files that go with the models of a bundle: what tells foreign pictures, and the model card."""
+"""Sidecar files of a bundle: the out-of-distribution detector and the model card."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from hybrid_export.model_card.run_record import read_record
 from hybrid_export.state import Say
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.uncertainty.ood import EXTRAS_KEY, Novelty, NoveltyEntry
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, OodDetector, OodEntry
 from hybrid_train.model.checkpoint import checkpoint_file
 
 
-def take_novelty(source: Path, spec: ModelSpec, staged: Path, say: Say) -> ModelSpec:
-    """Copy the trained novelty file; the spec without it where it is not beside the checkpoint.
+def stage_detector(source: Path, spec: ModelSpec, staged: Path, say: Say) -> ModelSpec:
+    """Copy the detector's file; the spec without it if it is not beside the checkpoint.
 
     Raises DigestError or ModelFileError where it is another run's or damaged.
     """
-    entry = NoveltyEntry.of(spec)
+    entry = OodEntry.of(spec)
     if entry is None:
         return spec
     folder = checkpoint_file(source).parent
-    if Novelty.load(folder, spec) is None:
+    if OodDetector.load(folder, spec) is None:
         say(
             f"warning: {entry.file} is not beside {checkpoint_file(source)}, so the exported "
-            "model cannot tell foreign pictures; copy it there from the run folder"
+            "model has no out-of-distribution detector; copy it there from the run folder"
         )
         extras = {key: value for key, value in spec.extras.items() if key != EXTRAS_KEY}
         return spec.replace(extras=extras)
@@ -46,8 +46,8 @@ def write_card(bundle: Bundle, source: Path, staged: Path, output: Path, say: Sa
     (staged / CARD_NAME).write_text(text, encoding="utf-8")
 
 
-def companions(bundle: Bundle, staged: Path) -> list[str]:
+def sidecars(bundle: Bundle, staged: Path) -> list[str]:
     """Names of the staged files that are not models."""
-    entry = NoveltyEntry.of(bundle.spec)
+    entry = OodEntry.of(bundle.spec)
     names = [CARD_NAME, *([entry.file] if entry else [])]
     return [name for name in names if (staged / name).is_file()]

@@ -13,7 +13,7 @@ from types import FrameType
 
 from hybrid_rt.bundle.manifest import BUNDLE_NAME, Bundle
 from hybrid_rt.errors import ExportError, HybridError, UsageError
-from hybrid_rt.uncertainty.ood import NoveltyEntry
+from hybrid_rt.uncertainty.ood import OodEntry
 
 _PREFIX = ".hybrid-export-"
 
@@ -51,16 +51,16 @@ def staging(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish(bundle: Bundle, staged: Path, output: Path, companions: Sequence[str] = ()) -> Bundle:
+def publish(bundle: Bundle, staged: Path, output: Path, sidecars: Sequence[str] = ()) -> Bundle:
     """Move the staged files of a bundle to ``output``, ``model.json`` last; returns it as saved.
 
-    ``companions`` are staged files that go with it and are no models. Files that an earlier export
+    ``sidecars`` are staged files that go with it and are no models. Files that an earlier export
     listed there and this one does not are removed: they belong to another model. Between the first
     rename and the last an interrupted reader sees digests that do not match, never half a file.
     """
-    stale = _earlier_files(output) - {*bundle.files, *companions}
+    stale = _earlier_files(output) - {*bundle.files, *sidecars}
     bundle.save(staged)
-    names = [*bundle.files, *([bundle.golden.file] if bundle.golden else []), *companions]
+    names = [*bundle.files, *([bundle.golden.file] if bundle.golden else []), *sidecars]
     with _deferred_signals():
         for name in names:
             _fsync(staged / name)
@@ -75,10 +75,10 @@ def publish(bundle: Bundle, staged: Path, output: Path, companions: Sequence[str
 def _earlier_files(output: Path) -> set[str]:
     try:
         earlier = Bundle.load(output)
-        novelty = NoveltyEntry.of(earlier.spec)
+        entry = OodEntry.of(earlier.spec)
     except HybridError:
         return set()
-    return {*earlier.files, *([novelty.file] if novelty else [])}
+    return {*earlier.files, *([entry.file] if entry else [])}
 
 
 def _sweep(output: Path) -> None:

@@ -29,8 +29,8 @@ def write_page(
     command: str,
 ) -> None:
     """One self-contained page: tables, curves and overlays with the lesion outlined."""
-    with atomic_path(path) as part:
-        part.write_text(render(result, found, command), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(render(result, found, command), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         command = f"python -m hybrid_export.localization {' '.join(argv or sys.argv[1:])}"
         write_page(args.output, result, found, command)
-        with atomic_path(args.output.with_suffix(".json")) as part:
-            part.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+        with atomic_path(args.output.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     except (HybridError, OSError) as err:
         print(f"localization: {' '.join(str(err).split())}", file=sys.stderr)
         return 2 if isinstance(err, UsageError) else 1
@@ -86,10 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="bundle or file exported with --explain")
     add("--output", type=Path, default=Path("localization.html"), metavar="FILE", help="page")
-    add("--patients", type=int, default=100, help="phantom patients, four pictures each (100)")
+    add("--patients", type=int, default=100, help="phantom patients, four images each (100)")
     add("--seed", type=int, default=SEED, help=f"of the phantoms ({SEED})")
     add("--positive", metavar="CLASS", help="the class that means a lesion")
-    add("--curve-images", type=int, default=32, help="pictures of the deletion curves (32)")
+    add("--curve-images", type=int, default=32, help="images of the deletion curves (32)")
     return parser
 
 

@@ -7,10 +7,10 @@ Measures, of the deployed file itself, for each branch and on patients no run ha
 - the pointing game (Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018):
   how often the hottest point lies in the lesion or within 15 pixels (of 512) of it;
 - the share of the heat that lies inside the lesion (Wang et al., Score-CAM, 2020);
-- deletion and insertion (Petsiuk et al., RISE, 2018): how fast the answer's probability falls as
-  the hottest pixels are blurred away, and rises as they are brought into a blurred picture.
+- deletion and insertion (Petsiuk et al., RISE, 2018): how fast the predicted class's probability
+  falls as the hottest pixels are blurred away, and rises as they are brought into a blurred image.
 
-Beside each stand what needs no network: the picture's centre, the breast's centre, the brightest
+Beside each stand what needs no network: the image's centre, the breast's centre, the brightest
 point, a random point of the breast; and random pixel orders.
 """
 
@@ -32,7 +32,7 @@ from hybrid_rt.results.explanation import Explanation
 
 STEPS = 20  # of the deletion and insertion curves
 SEED = 1_000_003  # far from the seeds of training runs: other patients
-_BLUR = 1 / 10  # of the picture's side: what a deleted pixel becomes
+_BLUR = 1 / 10  # of the image's side: what a deleted pixel becomes
 
 Curve = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def area(curve: Sequence[float]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """Mean probability of the answer over the share of pixels removed or brought back."""
+    """Mean probability of the predicted class over the share of pixels removed or brought back."""
 
     name: str
     deletion: list[float]
@@ -63,7 +63,7 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Localization:
-    """What was measured, and with what. ``found`` of ``lesions`` pictures were called positive."""
+    """What was measured, and with what. ``found`` of ``lesions`` images were called positive."""
 
     file: str
     engine: str
@@ -71,7 +71,7 @@ class Localization:
     seed: int
     lesions: int
     found: int
-    lesion_area: float  # share of the picture
+    lesion_area: float  # share of the image
     pointing: list[Pointing]
     curves: list[Curves]
     curve_images: int

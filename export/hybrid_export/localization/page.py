@@ -1,4 +1,4 @@
-"""The page: tables, curves and pictures."""
+"""The page: tables, curves and images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hybrid_export.localization.measure import Localization
 from hybrid_rt.results.explanation import Explanation
 from hybrid_train.report import (
     COLOURS,
+    DISCLAIMER,
     GREY,
-    LIMITS,
     STYLE,
     canvas,
     esc,
@@ -25,7 +25,7 @@ from hybrid_train.report import (
     svg,
 )
 
-_SHOWN = 12  # pictures
+_SHOWN = 12  # images
 _PANEL = 240  # pixels
 _NAMES = {"vit": "ViT heatmap", "cnn": "CNN heatmap (Grad-CAM)"}
 _OUTLINE = (0, 255, 200)
@@ -59,7 +59,7 @@ def render(
         for row in result.curves
     ]
     shown = [
-        f"<figure><img alt='picture, ViT heatmap, CNN heatmap' src='{_data(overlay(e, mask))}'>"
+        f"<figure><img alt='image, ViT heatmap, CNN heatmap' src='{_data(overlay(e, mask))}'>"
         "</figure>"
         for e, mask in found[:_SHOWN]
     ]
@@ -69,21 +69,22 @@ def render(
             "<meta name='viewport' content='width=device-width'><title>Heatmaps and lesions"
             f"</title><style>{STYLE}{_STYLE}</style></head><body><main>",
             "<h1>Do the heatmaps point at the lesion?</h1>",
-            f"<p class='sub'>{esc(result.file)} on {result.found} phantom pictures with a lesion "
+            f"<p class='sub'>{esc(result.file)} on {result.found} phantom images with a lesion "
             f"that the model found, of {result.lesions} ({result.patients} patients, seed "
-            f"{result.seed}). A lesion covers {result.lesion_area:.1%} of the picture. "
+            f"{result.seed}). A lesion covers {result.lesion_area:.1%} of the image. "
             f"{esc(result.engine)}</p>",
-            f"<p class='limits'>Phantoms are synthetic. {esc(LIMITS)}</p>",
+            f"<p class='disclaimer'>Phantoms are synthetic. {esc(DISCLAIMER)}</p>",
             "<h2>Pointing game</h2>",
             "<p class='sub'>How often the hottest point lies in the lesion or within 15 of 512 "
             "pixels of it. The lower rows need no network.</p>",
             rows_table(pointing),
             "<h2>Deletion and insertion</h2>",
-            f"<p class='sub'>Mean probability of the answer on {result.curve_images} pictures.</p>",
+            f"<p class='sub'>Mean probability of the predicted class on {result.curve_images} "
+            "images.</p>",
             figures(_curves(result)),
             rows_table(areas),
-            "<h2>Pictures</h2><p class='sub'>Outlined: the lesion. Bright: what drove the "
-            "answer.</p>",
+            "<h2>Images</h2><p class='sub'>Outlined: the lesion. Bright: what drove the "
+            "prediction.</p>",
             f"<div class='overlays'>{''.join(shown)}</div>",
             f"<h2>How it was made</h2><pre>{esc(command)}</pre></main></body></html>",
         ]
@@ -117,7 +118,7 @@ def outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _curves(result: Localization) -> list[str]:
     made = []
     for title, name in (("Deletion", "deletion"), ("Insertion", "insertion")):
-        figure, axes = canvas(title, "share of the pixels", "probability of the answer")
+        figure, axes = canvas(title, "share of the pixels", "probability of the predicted class")
         for curve, colour in zip(result.curves, (*COLOURS[:2], GREY), strict=True):
             values = getattr(curve, name)
             share = np.linspace(0, 1, len(values))

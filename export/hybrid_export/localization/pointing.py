@@ -16,14 +16,14 @@ from PIL import ImageFilter
 from hybrid_rt.results.explanation import Explanation
 
 BRANCHES = ("vit", "cnn")
-#: The tolerance, as a share of the picture's longer side: 15 of 512 pixels.
+#: The tolerance, as a share of the image's longer side: 15 of 512 pixels.
 TOLERANCE = 15 / 512
 _BACKGROUND = 12  # grey levels; darker is outside the breast
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pointing:
-    """One way to point at something, over all pictures with a lesion that the model found."""
+    """One way to point at something, over all images with a lesion that the model found."""
 
     name: str
     hits: float
@@ -48,7 +48,7 @@ def point_at(found: Sequence[tuple[Explanation, NDArray[np.bool_]]]) -> list[Poi
         middle = (round(float(rows.mean())), round(float(columns.mean())))
         smooth = explanation.image.convert("L").filter(ImageFilter.GaussianBlur(8))
         for name, value in {
-            "centre of the picture": target[mask.shape[0] // 2, mask.shape[1] // 2],
+            "centre of the image": target[mask.shape[0] // 2, mask.shape[1] // 2],
             "centre of the breast": target[middle],
             "brightest point": target[hottest(np.asarray(smooth, np.float32))],
             "random point of the breast": target[breast].mean(),

@@ -18,7 +18,7 @@ from hybrid_export.model_card.performance import (
 from hybrid_export.model_card.run_record import Record
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.uncertainty.ood import NoveltyEntry
+from hybrid_rt.uncertainty.ood import OodEntry
 
 CARD_NAME = "MODEL_CARD.md"
 #: How a card written here starts.
@@ -42,9 +42,9 @@ def model_card(bundle: Bundle, record: Record, *, name: str) -> str:
         calibration_section(spec, record),
         operating_point_section(spec, record),
         prediction_sets_section(spec, record),
-        _foreign(spec, record),
+        _out_of_distribution(spec, record),
         _parity(bundle),
-        _limits(spec),
+        _limitations(spec),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -58,7 +58,7 @@ def _details(spec: ModelSpec, record: Record) -> str:
         f"{spec.num_features} features concatenated, a head of hidden sizes "
         f"{', '.join(map(str, spec.head.hidden)) or 'none'}",
         "input": f"{size.height} × {size.width} pixels, resize {size.resize}, crop {size.crop}",
-        "answers": f"{', '.join(spec.classes)} (task {spec.task!r})",
+        "classes": f"{', '.join(spec.classes)} (task {spec.task!r})",
         "made by": record.config.get("command") or made.get("command"),
         "started from": made.get("weights"),
         "source commit": made.get("commit"),
@@ -76,9 +76,9 @@ def _details(spec: ModelSpec, record: Record) -> str:
 def _use(spec: ModelSpec) -> str:
     return (
         "## Intended use\n\n"
-        f"- **For**: research on classifying pictures into {', '.join(map(text, spec.classes))}, "
-        "by people who can judge the answers.\n"
-        "- **Not for**: decisions about a patient; pictures from other devices, populations or "
+        f"- **For**: research on classifying images into {', '.join(map(text, spec.classes))}, "
+        "by people who can judge the predictions.\n"
+        "- **Not for**: decisions about a patient; images from other devices, populations or "
         "preparations than the training data's; any population on which it was not measured."
     )
 
@@ -96,11 +96,11 @@ def _data(spec: ModelSpec, record: Record) -> str:
     ]
     classes = data.get("classes")
     if classes:
-        rows = [{"part": part, **counts} for part, counts in classes.items()]
+        rows = [{"subset": subset, **counts} for subset, counts in classes.items()]
         lines.append(table(rows))
     dropped = [f"{n} rows dropped: {text(reason)}" for reason, n in data.get("dropped", {}).items()]
     if data.get("unreadable"):
-        dropped.append(f"{data['unreadable']} pictures could not be read and were left out")
+        dropped.append(f"{data['unreadable']} images could not be read and were left out")
     if dropped:
         lines.append("\n".join(f"- {line}" for line in dropped))
     return "## Data\n\n" + "\n\n".join(lines)
@@ -110,37 +110,38 @@ def _split(spec: ModelSpec, record: Record) -> str | None:
     counts = spec.provenance.get("split")
     if not counts:
         return None
-    parts = [part for part in ("train", "val", "test") if part in counts]
-    pictures = ", ".join(f"{part} {counts[part]}" for part in parts) + " pictures"
+    subsets = [subset for subset in ("train", "val", "test") if subset in counts]
+    images = ", ".join(f"{subset} {counts[subset]}" for subset in subsets) + " images"
     patients: dict[str, set[str]] = {}
     for row in record.predictions:
         patients.setdefault(row["split"], set()).add(row["group"])
     if not patients:
-        return pictures
+        return images
     if any("" in names for names in patients.values()):
         return (
-            f"{pictures}; by picture, since the data names no patients: those of one patient may "
+            f"{images}; by image, since the data names no patients: those of one patient may "
             "stand on both sides"
         )
-    known = ", ".join(f"{part} {len(names)}" for part, names in patients.items())
-    return f"{pictures}; by patient ({known})"
+    known = ", ".join(f"{subset} {len(names)}" for subset, names in patients.items())
+    return f"{images}; by patient ({known})"
 
 
-def _foreign(spec: ModelSpec, record: Record) -> str:
-    title, entry = "## Foreign pictures", NoveltyEntry.of(spec)
+def _out_of_distribution(spec: ModelSpec, record: Record) -> str:
+    title, entry = "## Out-of-distribution images", OodEntry.of(spec)
     if entry is None:
-        return f"{title}\n\nThe model cannot tell them: it answers whatever it is shown."
+        return f"{title}\n\nThe model cannot flag them: it predicts a class for any image."
     lines = [
-        f"Mahalanobis distance of the features from the training pictures' ({entry.file}). A "
-        f"novelty above 1 is foreign; set so that {entry.false_alarms:.1%} of pictures like the "
-        "validation pictures are called so wrongly."
+        f"Mahalanobis distance of the features from the training images' ({entry.file}). A "
+        "score above 1 is out of distribution; set so that "
+        f"{entry.false_alarms:.1%} of images like the "
+        "validation images are flagged wrongly."
     ]
-    part = record.shown
-    rate = record.metrics.get(part, {}).get("called_foreign") if part else None
+    subset = record.shown
+    rate = record.metrics.get(subset, {}).get("ood_rate") if subset else None
     if rate is not None:
-        lines.append(f"Called foreign on {part}: {rate:.2%}.")
+        lines.append(f"Flagged on {subset}: {rate:.2%}.")
     lines.append(
-        "It sees another kind of picture; it does not see a familiar picture with an unfamiliar "
+        "It flags another kind of image; it does not flag a familiar image with an unfamiliar "
         "finding."
     )
     return f"{title}\n\n" + " ".join(lines)
@@ -152,7 +153,7 @@ _PASSED: Mapping[object, str] = {True: "yes", False: "no"}
 def _parity(bundle: Bundle) -> str:
     rows = []
     for name, file in bundle.files.items():
-        found = file.certificate or {}
+        found = file.parity_report or {}
         rows.append(
             {
                 "file": name,
@@ -168,15 +169,15 @@ def _parity(bundle: Bundle) -> str:
     return "## Exported files against PyTorch fp32\n\n" + table(rows)
 
 
-def _limits(spec: ModelSpec) -> str:
+def _limitations(spec: ModelSpec) -> str:
     lines = [
-        "Numbers hold for pictures like those of the data above. Other scanners, populations, "
+        "Numbers hold for images like those of the data above. Other scanners, populations, "
         "frequencies of disease and ways of labelling change them: measure again where it is to "
         "run.",
         "The labels are taken as true; their errors are in every number.",
-        "A network may use what only goes with the label, such as a marker on the film: look at "
+        "A network may use what only goes with the label, such as a marker on the image: look at "
         "where it looked (`hybrid-export --explain`).",
     ]
     if str(spec.provenance.get("data", "")).startswith("phantom"):
-        lines.insert(0, "It was trained on synthetic pictures: it diagnoses nothing.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+        lines.insert(0, "It was trained on synthetic images: it diagnoses nothing.")
+    return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)

@@ -15,19 +15,19 @@ from hybrid_rt.uncertainty.conformal import Conformal
 
 def performance_section(spec: ModelSpec, record: Record) -> str:
     title = "## Performance"
-    part = record.shown
-    if part is None:
+    subset = record.shown
+    if subset is None:
         known = spec.provenance.get("metrics")
         if not known:
             return f"{title}\n\n{UNKNOWN.capitalize()}. Measure it before any use."
         return f"{title}\n\n{facts({k: number(v) for k, v in known.items()})}"
-    rows = subgroup_rows(record.predictions, spec, part)
-    where = "test pictures, which no choice was made on" if part == "test" else (
-        "validation pictures, which also chose the epoch, the temperature and the threshold: "
+    rows = subgroup_rows(record.predictions, spec, subset)
+    where = "test images, which no choice was made on" if subset == "test" else (
+        "validation images, which also chose the epoch, the temperature and the threshold: "
         "expect less on new ones"
     )  # fmt: skip
     lines = [
-        f"On {record.metrics[part]['count']} {where}. Intervals hold 95% of bootstrap draws, by "
+        f"On {record.metrics[subset]['count']} {where}. Intervals hold 95% of bootstrap draws, by "
         "patient where patients are known; a dash is not defined."
         + (f" Positive is {text(_positive(spec))}." if len(spec.classes) == 2 else "")
     ]
@@ -39,7 +39,7 @@ def performance_section(spec: ModelSpec, record: Record) -> str:
             "at."
         )
     else:
-        lines.append(facts({k: number(record.metrics[part].get(k)) for k in _MEASURES}))
+        lines.append(facts({k: number(record.metrics[subset].get(k)) for k in _MEASURES}))
         lines.append(f"By subgroup: {UNKNOWN.partition(':')[0]}, the run has no predictions.")
     return f"{title}\n\n" + "\n\n".join(lines)
 
@@ -55,24 +55,24 @@ def _subgroup(row: Mapping[str, Any]) -> dict[str, Any]:
     pairs = ("auroc", "sensitivity", "specificity", "accuracy")
     return {
         key if key != "auroc" else "AUROC": with_interval(*row[key]) if key in pairs else row[key]
-        for key in ("subgroup", "pictures", "patients", "positives", *pairs)
+        for key in ("subgroup", "images", "patients", "positives", *pairs)
         if key in row
     }
 
 
 def calibration_section(spec: ModelSpec, record: Record) -> str:
-    part = record.shown
-    lines = [f"- temperature: {spec.temperature:.4f}, fitted on validation pictures, in the graph"]
-    if part is None:
+    subset = record.shown
+    lines = [f"- temperature: {spec.temperature:.4f}, fitted on validation images, in the graph"]
+    if subset is None:
         lines[0] = f"- temperature: {spec.temperature:.4f}"
         lines.append(f"- calibration error: {UNKNOWN}")
     else:
-        found = record.metrics[part]
+        found = record.metrics[subset]
         lines += [
-            f"- expected calibration error ({part}): {number(found.get('ece'))} with the "
+            f"- expected calibration error ({subset}): {number(found.get('ece'))} with the "
             f"temperature, {number(found.get('ece_before_temperature'))} without, in "
             f"{found.get('ece_binning', 'bins that are not stated')}",
-            f"- Brier score ({part}): {number(found.get('brier'))}",
+            f"- Brier score ({subset}): {number(found.get('brier'))}",
         ]
     return "## Calibration\n\n" + "\n".join(lines)
 
@@ -80,10 +80,10 @@ def calibration_section(spec: ModelSpec, record: Record) -> str:
 def operating_point_section(spec: ModelSpec, record: Record) -> str:
     title, point = "## Operating point", spec.operating_point
     if point is None:
-        return f"{title}\n\nNone is stored: the answer is the most probable class."
+        return f"{title}\n\nNone is stored: the prediction is the most probable class."
     lines = [
         f"{text(point.positive)} is called at a probability of {point.threshold:.4f} or more, "
-        f"chosen on validation pictures by the rule `{point.criterion}`."
+        f"chosen on validation images by the rule `{point.criterion}`."
     ]
     rows = [
         {
@@ -112,18 +112,18 @@ def operating_point_section(spec: ModelSpec, record: Record) -> str:
 
 
 def prediction_sets_section(spec: ModelSpec, record: Record) -> str:
-    title = "## Sets of labels"
+    title = "## Prediction sets"
     if CONFORMAL_KEY not in spec.extras:
         return f"{title}\n\nNot calibrated: `coverage` cannot be asked of this model."
     conformal = Conformal.of(spec)
     patients = f" of {conformal.groups} patients" if conformal.groups else ""
     lines = [
-        f"Split conformal sets, calibrated on {conformal.pictures.count} {conformal.calibrated_on} "
-        f"pictures{patients}. The guarantee is an average over pictures like those; it does not "
+        f"Split conformal sets, calibrated on {conformal.images.count} {conformal.calibrated_on} "
+        f"images{patients}. The guarantee is an average over images like those; it does not "
         "hold for a single patient, another population, or after a drift."
     ]
-    part = record.shown
-    rows = record.metrics.get(part, {}).get("label_sets", []) if part else []
+    subset = record.shown
+    rows = record.metrics.get(subset, {}).get("prediction_sets", []) if subset else []
     if rows:
         lines.append(
             table(
@@ -131,8 +131,8 @@ def prediction_sets_section(spec: ModelSpec, record: Record) -> str:
                     {
                         "wanted": f"{row['wanted']:.0%} of each {row['by']}"
                         if row["by"] == "class"
-                        else f"{row['wanted']:.0%} of all pictures",
-                        f"covered ({part})": f"{row['coverage']:.3f}",
+                        else f"{row['wanted']:.0%} of all images",
+                        f"covered ({subset})": f"{row['coverage']:.3f}",
                         **{k: f"{v:.3f}" for k, v in row["per_class"].items()},
                         "labels a set": f"{row['mean_size']:.2f}",
                     }

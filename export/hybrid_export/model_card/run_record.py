@@ -15,7 +15,7 @@ from hybrid_train.report.predictions import PREDICTIONS
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Empty parts are unknown. ``predictions`` are the rows of predictions.csv, as text."""
+    """Empty fields are unknown. ``predictions`` are the rows of predictions.csv, as text."""
 
     metrics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -23,8 +23,8 @@ class Record:
 
     @property
     def shown(self) -> str | None:
-        """The part that numbers are given of: test, or validation where there is no test."""
-        return next((part for part in ("test", "val") if part in self.metrics), None)
+        """The subset that numbers are reported on: test, or validation if there is no test."""
+        return next((subset for subset in ("test", "val") if subset in self.metrics), None)
 
 
 def read_record(folder: Path, spec: ModelSpec) -> Record:

@@ -1,4 +1,4 @@
-"""How a model does on parts of its test pictures, from the rows of predictions.csv."""
+"""How a model does on subgroups of its test images, from the rows of predictions.csv."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Interval = tuple[float, float] | None
 
 
 def subgroup_rows(
-    predictions: Sequence[Mapping[str, str]], spec: ModelSpec, part: str
+    predictions: Sequence[Mapping[str, str]], spec: ModelSpec, subset: str
 ) -> list[dict[str, Any]]:
-    """A row for all pictures of ``part``, then one for each subgroup, with 95% intervals.
+    """A row for all images of ``subset``, then one for each subgroup, with 95% intervals.
 
     The intervals are bootstrap intervals drawn by patient where the rows name one. ``accuracy``,
     ``auroc``, ``sensitivity`` and ``specificity`` are (value, interval); None is not defined.
     """
-    rows = [row for row in predictions if row["split"] == part]
+    rows = [row for row in predictions if row["split"] == subset]
     if not rows:
         return []
     probabilities = np.array([[float(row[f"p_{c}"]) for c in spec.classes] for row in rows])
@@ -54,7 +54,7 @@ def _measured(
     positive = 1 if point is None else spec.classes.index(point.positive)
     row: dict[str, Any] = {
         "subgroup": name,
-        "pictures": len(labels),
+        "images": len(labels),
         "patients": None if groups is None else len(np.unique(groups)),
         "positives": int((labels == positive).sum()) if len(spec.classes) == 2 else None,
         "accuracy": (

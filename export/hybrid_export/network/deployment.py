@@ -1,4 +1,4 @@
-"""The deployment graph: everything between a uint8 picture and an answer, as one torch module.
+"""The deployment graph: everything between a uint8 image and a prediction, as one torch module.
 
     graph = DeploymentGraph(model, spec, explain=False)
     probabilities, logits, features = graph(images)  # uint8 [batch, height, width, 3]
@@ -32,7 +32,7 @@ class DeploymentGraph(nn.Module):
     """uint8 images ``[batch, height, width, 3]`` to probabilities, logits and features, float32.
 
     With ``explain`` also to the heatmaps of ``network.saliency``. The model is not changed.
-    Raises ExportError where folding changes what a branch answers, or where a backbone is of a
+    Raises ExportError if folding changes what a branch returns, or where a backbone is of a
     kind that cannot be explained.
     """
 
@@ -99,7 +99,7 @@ class DeploymentGraph(nn.Module):
             self.cnn_grid = tuple(self.cnn.feature_map(example).shape[2:])
 
     def outputs(self, spec: ModelSpec) -> tuple[Output, ...]:
-        """What the graph gives, for the spec."""
+        """The graph's outputs, for the spec."""
         made = [
             Output(name="probabilities", shape=("batch", len(spec.classes))),
             Output(name="logits", shape=("batch", len(spec.classes))),

@@ -5,7 +5,7 @@ backwards by hand. Both maps are for the predicted class and are exact:
 
 - ``heatmap_cnn``: Grad-CAM (Selvaraju et al. 2017) of the last feature map, of the class's logit.
 - ``heatmap_vit``: the class token's attention of the last block weighted by its gradient, positive
-  part, sum over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
+  values, sum over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
   the class's log-odds. On phantoms that found twice as many lesions as the logit, most of whose
   gradient says nothing of the decision: a softmax does not see what all logits share.
 

@@ -1,4 +1,4 @@
-"""The deployed ViT: the same answer as timm's, with less to compute and to fuse.
+"""The deployed ViT: the same outputs as timm's, with less to compute and to fuse.
 
 Only the class token of the last block is ever read, so the last block computes its query, its
 attention row and its MLP for that token alone. What can be folded is folded into the weights: the
@@ -190,7 +190,7 @@ class DeployedMlp(nn.Module):
 
 
 def is_standard(vit: nn.Module) -> bool:
-    """Whether DeployedViT knows every part of this network.
+    """Whether DeployedViT supports every module of this network.
 
     Others (post-norm blocks, gated or differential attention, SwiGLU) are exported as they are.
     """
@@ -242,7 +242,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _rows(layer: nn.Linear, start: int, end: int) -> nn.Linear:
-    """A layer that gives some of another's outputs."""
+    """A layer that returns some of another's outputs."""
     return _linear(layer.weight[start:end], None if layer.bias is None else layer.bias[start:end])
 
 

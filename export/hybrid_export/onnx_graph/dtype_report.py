@@ -1,7 +1,7 @@
-"""Receipt: what a file computes in, counted from the file itself and not from what was asked for.
+"""Dtype report: what a file computes in, counted from the file itself.
 
-receipt = graph_receipt("model.fp16.onnx")
-receipt["weight_share"]  # {"float16": 0.998, "float32": 0.002}
+report = graph_dtype_report("model.fp16.onnx")
+report["weight_share"]  # {"float16": 0.998, "float32": 0.002}
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MATRIX_PRODUCTS = {"MatMul", "Gemm", "Attention"}
 _LARGE_BYTES = 1024
 
 
-def graph_receipt(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
+def graph_dtype_report(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
     """Bytes of weights, and matrix and convolution layers, by type, of an ONNX graph.
 
     ``{"measured_on": "onnx graph", "weight_bytes": {"float16": n, …}, "weight_share":
@@ -67,13 +67,13 @@ def graph_receipt(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
     return {"measured_on": "onnx graph", **summarize_types(weights, layers)}
 
 
-def check_receipt(receipt: Mapping[str, Any], precision: str, *, name: str) -> None:
+def check_dtype_report(dtype_report: Mapping[str, Any], precision: str, *, name: str) -> None:
     """ExportError where less than 95% of the weight bytes are in the precision asked for.
 
     ``precision`` is "fp32", "fp16", "bf16" or "int8"; ``name`` is the file's name, for the message.
     """
     wanted = WEIGHT_TYPES[precision]
-    shares: Mapping[str, float] = receipt["weight_share"]
+    shares: Mapping[str, float] = dtype_report["weight_share"]
     share = shares.get(wanted, 0.0) + (shares.get("uint8", 0.0) if precision == "int8" else 0.0)
     if share < SMALLEST_SHARE:
         found = ", ".join(f"{value:.1%} {dtype}" for dtype, value in shares.items()) or "none"

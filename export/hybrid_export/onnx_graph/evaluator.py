@@ -1,4 +1,4 @@
-"""Run an ONNX file operator by operator, rounding every result to the type the graph gives it.
+"""Run an ONNX file operator by operator, rounding every result to its type in the graph.
 
 A GPU's tensor cores multiply FP16 numbers, add up in FP32 and store FP16. No CPU provider does
 the same: they widen what they can and drop the roundings between. Here each operator computes in
@@ -79,7 +79,7 @@ class Interpreter:
         return {name: values[name].tensor.numpy() for name in self.outputs}
 
     def runner(self, name: str) -> Runner:
-        """For the certificate; ``name`` is the file's."""
+        """For the parity report; ``name`` is the file's."""
 
         def run(images: NDArray[np.uint8]) -> Outputs:
             return self.run(images)
@@ -217,6 +217,6 @@ def _reference(node: Any, tensors: list[Tensor | None], opset: int) -> list[Tens
         results = ReferenceEvaluator(model).run(None, feeds)
     except Exception as err:  # whatever the reference raises for an operator it lacks
         raise ExportError(
-            f"{node.name or node.op_type} cannot be certified here ({err}); try other backbones"
+            f"{node.name or node.op_type} cannot be validated here ({err}); try other backbones"
         ) from err
     return [torch.from_numpy(np.ascontiguousarray(result)) for result in results]

@@ -1,6 +1,6 @@
 """ONNX operators on torch tensors, those that vision networks are made of.
 
-Each takes the inputs (floating-point ones in fp32) and the attributes and gives the outputs,
+Each takes the inputs (floating-point ones in fp32) and the attributes and returns the outputs,
 as the ONNX operator specification has them: https://onnx.ai/onnx/operators.
 """
 

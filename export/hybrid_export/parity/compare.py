@@ -1,4 +1,4 @@
-"""The parity certificate: an exported file against PyTorch fp32, on images, in every batch.
+"""The parity report: an exported file against PyTorch fp32, on images, in every batch.
 
 Accuracy alone is not enough. Exported transformers have been seen to be right for one image and
 wrong for the second row of a batch (NVIDIA/TensorRT issues 4853, 4796, 4813), so the same image
@@ -25,23 +25,24 @@ from hybrid_export.parity.metrics import (
     probability_gap,
     top1_flips,
 )
-from hybrid_export.parity.tolerances import Limits
+from hybrid_export.parity.tolerances import Tolerances
 from hybrid_export.runners import BATCH, Outputs, Runner
 from hybrid_rt.spec import ModelSpec
 
 #: Images whose batch invariance is checked; each is run in six batches.
 _INVARIANCE_IMAGES = 8
 
-#: A limit on the AUROC's shift that means none at all.
+#: A tolerance on the AUROC's shift that means none at all.
 _NO_SHIFT = 1e-6
 
-#: A branch that moves the logit by less than this share of the limit of the logit error is silent.
+#: A branch that moves the logit by less than this share of the tolerance of the logit error is
+#: silent.
 _SILENT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What PyTorch fp32 answers for the verification images."""
+    """PyTorch fp32's outputs for the verification images."""
 
     images: VerificationSet
     outputs: Outputs
@@ -59,14 +60,14 @@ class Reference:
 
 
 @dataclass(kw_only=True)
-class Certificate:
-    """What was measured and which limits it broke. ``failures`` is empty where it passed."""
+class ParityReport:
+    """What was measured and which tolerances were exceeded. ``failures`` is empty if it passed."""
 
     reference: str
     measured_with: str
     images: int
     origin: str
-    limits: dict[str, float]
+    tolerances: dict[str, float]
     logits_max_abs: float
     logits_mean_abs: float
     features_cosine_min: float
@@ -86,11 +87,11 @@ class Certificate:
     failures: list[str] = field(default_factory=list)
     worst_images: list[str] = field(default_factory=list)
     #: The same file on other libraries, each with its own measurements.
-    also: list[Certificate] = field(default_factory=list)
+    also: list[ParityReport] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Whether no limit was broken, here and on every other library."""
+        """Whether every value is within its tolerance, here and on every other library."""
         return not self.failures and all(other.passed for other in self.also)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,10 +129,15 @@ def _finite(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def certify(
-    runner: Runner, reference: Reference, spec: ModelSpec, limits: Limits, *, brief: bool = False
-) -> Certificate:
-    """Measure a file's outputs against the reference and the limits of its precision.
+def compare(
+    runner: Runner,
+    reference: Reference,
+    spec: ModelSpec,
+    tolerances: Tolerances,
+    *,
+    brief: bool = False,
+) -> ParityReport:
+    """Compare a file's outputs with the reference, within the tolerances of its precision.
 
     ``brief`` checks batch invariance by running each image alone only: for a second library.
     """
@@ -139,13 +145,13 @@ def certify(
     got = runner.all(images.pixels, BATCH)
     errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
     errors = np.where(np.isfinite(errors), errors, np.inf)
-    flips = top1_flips(got["logits"], expected["logits"], limits.tie_margin)
-    changed = changed_decisions(got, expected, spec, limits.tie_margin)
+    flips = top1_flips(got["logits"], expected["logits"], tolerances.tie_margin)
+    changed = changed_decisions(got, expected, spec, tolerances.tie_margin)
     labels = np.array([-1 if label is None else label for label in images.labels])
     moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got, brief)
     scale = logit_scale(expected["logits"])
-    heat = heatmap_correlation(got, expected, _SILENT * limits.logits_max_abs * scale)
-    certificate = Certificate(
+    heat = heatmap_correlation(got, expected, _SILENT * tolerances.logits_max_abs * scale)
+    report = ParityReport(
         reference=reference.detail,
         measured_with=runner.detail,
         backend=runner.backend,
@@ -153,7 +159,7 @@ def certify(
         precision_hint=runner.precision_hint,
         images=len(images),
         origin=images.origin,
-        limits=limits.to_dict(scale),
+        tolerances=tolerances.to_dict(scale),
         logits_max_abs=float(errors.max()),
         logits_mean_abs=float(np.abs(got["logits"] - expected["logits"]).mean()),
         features_cosine_min=cosine_min(got["features"], expected["features"]),
@@ -166,21 +172,21 @@ def certify(
         heatmaps_correlation=None if heat is None else heat[0],
         heatmaps_correlation_min=None if heat is None else heat[1],
     )
-    pair = one_pair(labels) if limits.auroc_shift > _NO_SHIFT else 0.0
-    certificate.limits["auroc_shift"] = max(limits.auroc_shift, pair)
-    certificate.failures = _failures(certificate, limits, scale)
+    pair = one_pair(labels) if tolerances.auroc_shift > _NO_SHIFT else 0.0
+    report.tolerances["auroc_shift"] = max(tolerances.auroc_shift, pair)
+    report.failures = _failures(report, tolerances, scale)
     gap = probability_gap(got, spec)
-    if not gap <= limits.probabilities_consistency:
-        certificate.failures.append(
+    if not gap <= tolerances.probabilities_consistency:
+        report.failures.append(
             f"probabilities differ from softmax(logits / {spec.temperature:g}) by {gap:.1e}"
         )
-    if probabilities_wrong > limits.batch_invariance * scale:
-        certificate.failures.append(
+    if probabilities_wrong > tolerances.batch_invariance * scale:
+        report.failures.append(
             f"features or probabilities depend on the batch by {probabilities_wrong:.1e}"
         )
     order = np.argsort(-errors)[:5]
-    certificate.worst_images = [f"{images.names[i]}: logits off by {errors[i]:.1e}" for i in order]
-    return certificate
+    report.worst_images = [f"{images.names[i]}: logits off by {errors[i]:.1e}" for i in order]
+    return report
 
 
 def _invariance(
@@ -227,37 +233,40 @@ def _placements(
     return placements
 
 
-def _failures(c: Certificate, limits: Limits, scale: float) -> list[str]:
-    """One text for each limit that was broken."""
+def _failures(c: ParityReport, tolerances: Tolerances, scale: float) -> list[str]:
+    """One text for each tolerance that was exceeded."""
     found = []
 
     def check(broken: bool, text: str) -> None:
         if broken:
             found.append(text)
 
-    logits, batch = limits.logits_max_abs * scale, limits.batch_invariance * scale
+    logits, batch = tolerances.logits_max_abs * scale, tolerances.batch_invariance * scale
     check(
-        not c.logits_max_abs <= logits, f"logits differ by {c.logits_max_abs:.1e}, limit {logits:g}"
+        not c.logits_max_abs <= logits,
+        f"logits differ by {c.logits_max_abs:.1e}, tolerance {logits:g}",
     )
     check(
-        not c.features_cosine_min >= limits.features_cosine_min,
-        f"features' cosine is {c.features_cosine_min:.6f}, limit {limits.features_cosine_min}",
+        not c.features_cosine_min >= tolerances.features_cosine_min,
+        f"features' cosine is {c.features_cosine_min:.6f}, "
+        f"tolerance {tolerances.features_cosine_min}",
     )
-    allowed = limits.allowed_flips(c.images)
-    check(c.top1_flips > allowed, f"{c.top1_flips} top-1 flips, limit {allowed}")
-    check(c.decision_flips > allowed, f"{c.decision_flips} decisions changed, limit {allowed}")
+    allowed = tolerances.allowed_flips(c.images)
+    check(c.top1_flips > allowed, f"{c.top1_flips} top-1 flips, tolerance {allowed}")
+    check(c.decision_flips > allowed, f"{c.decision_flips} decisions changed, tolerance {allowed}")
     if c.auroc is not None and c.auroc_reference is not None:
         shift = abs(c.auroc - c.auroc_reference)
-        most = c.limits["auroc_shift"] + 1e-9
-        check(not shift <= most, f"AUROC moved {shift:.4f}, limit {most:.4f}")
+        most = c.tolerances["auroc_shift"] + 1e-9
+        check(not shift <= most, f"AUROC moved {shift:.4f}, tolerance {most:.4f}")
     check(
         not c.batch_invariance_max_abs <= batch,
-        f"a row depends on its batch by {c.batch_invariance_max_abs:.1e}, limit {batch:g}",
+        f"a row depends on its batch by {c.batch_invariance_max_abs:.1e}, tolerance {batch:g}",
     )
     if c.heatmaps_correlation is not None:
         check(
-            not c.heatmaps_correlation >= limits.heatmaps_correlation,
-            f"heatmaps correlate {c.heatmaps_correlation:.4f}, limit {limits.heatmaps_correlation}",
+            not c.heatmaps_correlation >= tolerances.heatmaps_correlation,
+            f"heatmaps correlate {c.heatmaps_correlation:.4f}, "
+            f"tolerance {tolerances.heatmaps_correlation}",
         )
     check(c.batch_invariance_flips > 0, f"{c.batch_invariance_flips} flips between batches")
     return found

@@ -137,7 +137,7 @@ def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
 def golden_images(
     images: VerificationSet, outputs: dict[str, NDArray[np.float32]], preprocess: Preprocess
 ) -> GoldenImages:
-    """A few of the images with PyTorch's answers, for the bundle."""
+    """A few of the images with PyTorch's outputs, for the bundle."""
     chosen = _even(range(len(images)), _GOLDEN_COUNT)
     encoded = []
     for i in chosen:
@@ -154,7 +154,7 @@ def golden_images(
 
 
 def _golden_encoding(data: bytes, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes:
-    """The smallest way to keep a picture that still gives exactly these pixels."""
+    """The smallest encoding of an image that still decodes to exactly these pixels."""
     if len(data) <= _GOLDEN_BYTES:
         return data
     smaller = same_pixels_png(data, pixels, preprocess)
@@ -209,7 +209,7 @@ def _listed_items(listed: Path) -> list[_Item]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DataError(
-            f"{listed} is not a list of file and label ({err!r}); train again, or give "
+            f"{listed} is not a list of file and label ({err!r}); train again, or pass "
             "--verify DATA or --calibrate DATA"
         ) from err
 

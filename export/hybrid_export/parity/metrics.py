@@ -12,7 +12,7 @@ from hybrid_rt.spec import ModelSpec
 
 
 def logit_scale(logits: NDArray[np.float32]) -> float:
-    """How much wider than ten units the logits reach: rounding grows with them, so limits do."""
+    """How much wider than ten units the logits reach: rounding and tolerances grow with them."""
     return max(1.0, float(np.abs(logits).max()) / 10)
 
 
@@ -38,7 +38,7 @@ def auroc(
 def one_pair(labels: NDArray[np.int64]) -> float:
     """How far an AUROC moves when one positive and one negative image change places.
 
-    With few images that is more than any limit; a file is not rejected for one such pair.
+    With few images that is more than any tolerance; a file is not rejected for one such pair.
     """
     counts = np.bincount(labels[labels >= 0])
     counts = counts[counts > 0]
@@ -89,16 +89,16 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
 
 
 def heatmap_correlation(
-    got: Outputs, expected: Outputs, floor: float = 0.0
+    got: Outputs, expected: Outputs, negligible: float = 0.0
 ) -> tuple[float, float] | None:
     """How well heatmaps correlate with PyTorch's: what three of four maps of the worse branch
     reach, and the smallest of all; None where none can be compared.
 
     Only images with the same predicted class are compared: a map is about the class. The heat of a
-    map adds up to how far its branch moves the logit, to first order; below ``floor`` the branch
-    has no say in the answer, its map is rounding and is left out. A single image may differ with
-    reason: where a unit of the head is near 0, rounding takes its whole gradient away, and in a
-    layer of 64 units that is 18% of it.
+    map adds up to how far its branch moves the logit, to first order; below ``negligible`` the
+    branch has no influence on the prediction, its map is rounding and is left out. A single image
+    may differ with reason: where a unit of the head is near 0, rounding takes its whole gradient
+    away, and in a layer of 64 units that is 18% of it.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
     reached, smallest = [], []
@@ -108,7 +108,7 @@ def heatmap_correlation(
         found = [
             _correlation(a, b)
             for a, b in zip(got[name][same], expected[name][same], strict=True)
-            if b.sum() > floor and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12)
+            if b.sum() > negligible and b.std() > 1e-3 * max(float(expected[name].max()), 1e-12)
         ]
         if found:
             reached.append(float(np.quantile(found, 0.25)))

@@ -9,8 +9,8 @@ PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of one precision. Logit limits are for logits of up to 10 and grow with them.
+class Tolerances:
+    """Tolerances of one precision. Those of logits are for logits of up to 10 and grow with them.
 
     ``tie_margin`` is how far apart PyTorch's own two largest logits must be for another top-1 to
     count as a flip; ``flip_share`` how many flips are allowed, as a share of the images.
@@ -31,7 +31,7 @@ class Limits:
         return max(1, int(self.flip_share * images)) if self.flip_share else 0
 
     def to_dict(self, scale: float) -> dict[str, float]:
-        """The limits that applied, for the certificate."""
+        """The tolerances that applied, for the parity report."""
         return {
             "logits_max_abs": self.logits_max_abs * scale,
             "features_cosine_min": self.features_cosine_min,
@@ -49,9 +49,9 @@ class Limits:
 #: bf16: 8 significant bits, eight times coarser than fp16, with fp32's range.
 #: int8: judged by what it decides, since its logits carry the rounding of 255 steps a tensor.
 #: A batch may change which kernel runs, and so the order of the sums: within the file's own
-#: rounding that is allowed, a change of answer never is.
-LIMITS: dict[PrecisionName, Limits] = {
-    "fp32": Limits(
+#: rounding that is allowed, a change of the prediction never is.
+TOLERANCES: dict[PrecisionName, Tolerances] = {
+    "fp32": Tolerances(
         logits_max_abs=1e-4,
         features_cosine_min=0.999999,
         batch_invariance=1e-5,
@@ -59,7 +59,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         tie_margin=2e-4,
         heatmaps_correlation=0.9999,
     ),
-    "fp16": Limits(
+    "fp16": Tolerances(
         logits_max_abs=2e-2,
         features_cosine_min=0.9999,
         batch_invariance=1e-2,
@@ -67,7 +67,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         tie_margin=4e-3,
         heatmaps_correlation=0.99,
     ),
-    "bf16": Limits(
+    "bf16": Tolerances(
         logits_max_abs=2e-1,
         features_cosine_min=0.999,
         batch_invariance=1e-1,
@@ -75,7 +75,7 @@ LIMITS: dict[PrecisionName, Limits] = {
         tie_margin=4e-2,
         heatmaps_correlation=0.95,
     ),
-    "int8": Limits(
+    "int8": Tolerances(
         logits_max_abs=1.0,
         features_cosine_min=0.98,
         batch_invariance=1e-1,

@@ -93,10 +93,10 @@ def units(model: Any) -> list[str]:
     """Modules of a size to decide about: blocks of the ViT, stages of the CNN, the head."""
     found: dict[str, None] = {}
     for node in model.graph.node:
-        parts = scope(node).split(".")
+        names = scope(node).split(".")
         if node.op_type in ("Conv", "MatMul", "Gemm"):
-            depth = {"head": 1, "vit": 3 if "blocks" in parts else 2, "cnn": 3}.get(parts[0], 1)
-            found[".".join(parts[:depth])] = None
+            depth = {"head": 1, "vit": 3 if "blocks" in names else 2, "cnn": 3}.get(names[0], 1)
+            found[".".join(names[:depth])] = None
     return list(found)
 
 

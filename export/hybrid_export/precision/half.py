@@ -95,7 +95,7 @@ def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
 
 
 def always_fp32(model: Any) -> set[str]:
-    """Names of the nodes before the first weights (the pixels) and after the last (the answer),
+    """Names of the nodes before the first weights (the pixels) and after the last (the outputs),
     and of the heatmaps' arithmetic, whose large matrix products alone are in half precision."""
     return (
         _before_weights(model.graph) | _last_layer(model.graph) | _gradient_arithmetic(model.graph)
@@ -117,8 +117,8 @@ def residual_additions(model: Any) -> set[str]:
 
 def scope(node: Any) -> str:
     """The module that a node belongs to, such as "vit.blocks.3.norm1"; "" at the top."""
-    parts = node.name.split("/")
-    return parts[1] if len(parts) > 2 else ""
+    names = node.name.split("/")
+    return names[1] if len(names) > 2 else ""
 
 
 def in_module(node: Any, module: str) -> bool:
@@ -166,7 +166,7 @@ class _Typing:
         self.nodes.append(clone)
 
     def finish(self) -> None:
-        """Give outputs that were computed in half precision a Cast to their own type."""
+        """Add a Cast to their own type to outputs that were computed in half precision."""
         for name in self.outputs:
             if self.types.get(name) != self.half:
                 continue
@@ -254,7 +254,7 @@ def _last_layer(graph: Any) -> set[str]:
 def _gradient_arithmetic(graph: Any) -> set[str]:
     """Nodes of the heatmaps (hybrid_export.network.saliency) but for large products with weights.
 
-    The head's gradient has a part for every unit above 0. Rounding moves some across, and in a
+    The head's gradient has a term for every unit above 0. Rounding moves some across, and in a
     layer of 64 units one is 18% of the gradient; so the head after its first layer is in FP32 too.
     """
     weights = {t.name for t in graph.initializer}

@@ -1,1 +1,1 @@
-"""Build TensorRT plans. A process that only predicts imports nothing of this package."""
+"""Build TensorRT engines. A process that only predicts imports nothing of this package."""

@@ -1,7 +1,7 @@
 """ONNX graph to TensorRT plan, on this machine or ahead of time for another.
 
-built = build_plan("model.fp16.onnx", "model.plan")                     # for this machine's GPU
-built = build_plan(onnx, "model.plan", compute_capabilities=["SM89"])  # TensorRT-RTX, no GPU
+built = build_engine("model.fp16.onnx", "model.plan")                     # for this machine's GPU
+built = build_engine(onnx, "model.plan", compute_capabilities=["SM89"])  # TensorRT-RTX, no GPU
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _LARGEST_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class BuiltPlan:
-    """A plan on disk, what it runs on (the fields of ``bundle.BuiltFor``), and its receipt.
+class BuiltEngine:
+    """A plan on disk, what it runs on (the fields of ``bundle.BuiltFor``), and its dtype report.
 
     ``log`` is TensorRT's own log of the build, one message a line.
     """
 
     path: Path
     built_for: dict[str, Any]
-    receipt: dict[str, Any]
+    dtype_report: dict[str, Any]
     log: str
 
 
-def build_plan(
+def build_engine(
     onnx_path: str | os.PathLike[str],
     plan_path: str | os.PathLike[str],
     *,
@@ -66,7 +66,7 @@ def build_plan(
     hardware_compatible: bool = False,
     progress: Progress | None = None,
     log_path: str | os.PathLike[str] | None = None,
-) -> BuiltPlan:
+) -> BuiltEngine:
     """Build ``plan_path`` from an ONNX graph, in a child process; the types in the graph decide.
 
     With ``compute_capabilities`` ("SM89", "8.9") TensorRT for RTX builds for those GPUs and none
@@ -90,7 +90,7 @@ def build_plan(
         raise UsageError(f"workspace_bytes is {workspace_bytes}; expected 0 or more")
     capabilities = sorted(
         {compute_capability_text(text) for text in compute_capabilities},
-        key=lambda text: [int(part) for part in text.split(".")],
+        key=lambda text: [int(number) for number in text.split(".")],
     )
     chosen = _choose_library(library, bool(capabilities))
     if chosen == "tensorrt_rtx" and hardware_compatible:
@@ -121,13 +121,13 @@ def build_plan(
         )
         kept = None if log_path is None else Path(log_path)
         result, log = _run_worker(request, environment, progress, kept)
-    return BuiltPlan(plan_path, result["built_for"], result["receipt"], log)
+    return BuiltEngine(plan_path, result["built_for"], result["dtype_report"], log)
 
 
-def why_no_plan(
+def why_no_engine(
     library: LibraryName | Literal["auto"] = "auto", *, ahead_of_time: bool = False
 ) -> str | None:
-    """Why ``build_plan`` cannot work here and how to make it, as one line; None where it can."""
+    """Why ``build_engine`` cannot work here and how to make it, as one line; None where it can."""
     try:
         chosen = _choose_library(library, ahead_of_time)
     except BackendMissingError as err:
@@ -159,7 +159,7 @@ def _choose_library(library: LibraryName | Literal["auto"], ahead_of_time: bool)
         )
     if library not in found:
         raise BackendMissingError(
-            f"{title(library)} is not installed, so no plan can be built: {how_to_get(library)}"
+            f"{title(library)} is not installed, so no engine can be built: {how_to_get(library)}"
         )
     return library
 
@@ -175,7 +175,7 @@ def _run_worker(
     package_root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
     log: list[str] = []
-    answer: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
     with tempfile.TemporaryFile() as output, os.fdopen(reader, encoding="utf-8") as events:
         try:
             worker = subprocess.Popen(
@@ -199,7 +199,7 @@ def _run_worker(
                 elif "progress" in event and progress is not None:
                     progress(event["progress"], event["phase"])
                 elif "result" in event or "error" in event:
-                    answer = event
+                    reply = event
             worker.wait()
         finally:
             if worker.poll() is None:
@@ -211,12 +211,12 @@ def _run_worker(
             if log_path is not None:
                 with atomic_path(log_path) as temporary:
                     temporary.write_text(text + "\n", encoding="utf-8")
-    if "error" in answer:
-        kind = getattr(hybrid_rt.errors, answer["type"], BackendError)
-        raise kind(answer["error"])
-    if "result" not in answer:
+    if "error" in reply:
+        kind = getattr(hybrid_rt.errors, reply["type"], BackendError)
+        raise kind(reply["error"])
+    if "result" not in reply:
         raise BackendError(_describe_end(worker.returncode, log))
-    result: dict[str, Any] = answer["result"]
+    result: dict[str, Any] = reply["result"]
     return result, text
 
 
@@ -229,4 +229,4 @@ def _describe_end(code: int, log: list[str]) -> str:
             how = f"signal {-code}"
     hint = "; out of memory?" if code == -signal.SIGKILL else ""
     tail = " | ".join(line for line in log[-3:]) or "nothing was logged"
-    return f"TensorRT ended with {how} while it built the plan{hint}: {tail}"
+    return f"TensorRT ended with {how} while it built the engine{hint}: {tail}"

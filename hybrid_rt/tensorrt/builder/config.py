@@ -56,7 +56,7 @@ def configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> N
             if not config.set_compute_capability(known[capability], index):
                 raise BackendError(
                     f"{library.label} refuses the compute capabilities "
-                    f"{', '.join(request.compute_capabilities)}; build one plan for each"
+                    f"{', '.join(request.compute_capabilities)}; build one engine for each"
                 )
 
 

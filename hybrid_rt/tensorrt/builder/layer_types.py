@@ -113,7 +113,7 @@ def constrain_types(library: TensorRTLibrary, network: Any, config: Any) -> int:
     return told
 
 
-def network_receipt(library: TensorRTLibrary, network: Any) -> dict[str, Any]:
+def network_dtype_report(library: TensorRTLibrary, network: Any) -> dict[str, Any]:
     """Bytes of weights, and matrix and convolution layers, by type.
 
     ``{"measured_on": "tensorrt network", "weight_bytes": {"float16": n, …}, "weight_share":
@@ -159,8 +159,8 @@ def engine_layers(information: str) -> dict[str, Any] | None:
             continue
         outputs = layer.get("Outputs") or [{}]
         layers[_inspected_type(outputs[0].get("Format/Datatype", ""))] += 1
-        for part in ("Weights", "Bias"):
-            facts = layer.get(part)
+        for key in ("Weights", "Bias"):
+            facts = layer.get(key)
             if isinstance(facts, dict) and facts.get("Count"):
                 weights[_inspected_type(str(facts.get("Type", "")))] += int(facts["Count"])
     if not layers:
@@ -177,7 +177,7 @@ def _inspected_type(text: str) -> str:
 
 
 def summarize_types(weight_bytes: Counter[str], layers: dict[str, Counter[str]]) -> dict[str, Any]:
-    """The common part of every receipt; shares are of all weight bytes, rounded to 1e-6."""
+    """What every dtype report has in common; shares are of all weight bytes, rounded to 1e-6."""
     total = sum(weight_bytes.values())
     return {
         "weight_bytes": dict(sorted(weight_bytes.items())),

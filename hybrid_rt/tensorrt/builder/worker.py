@@ -1,8 +1,8 @@
-"""Builds one TensorRT plan, in a process of its own; ``build_engine.build_plan`` starts it.
+"""Builds one TensorRT engine, in a process of its own; ``build_engine.build_engine`` starts it.
 
 TensorRT ends the process when it meets a fault of its own, keeps gigabytes until the process ends,
 and may be told to stop by Ctrl-C at any time: none of that should reach the caller. The request is
-JSON on standard input; JSON lines leave through the file descriptor given as the only argument.
+JSON on standard input; JSON lines leave through the file descriptor that is the only argument.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from typing import Any
 from hybrid_rt.cuda import cuda_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
 from hybrid_rt.tensorrt.builder.config import BuildRequest, add_profile, configure
-from hybrid_rt.tensorrt.builder.layer_types import constrain_types, engine_layers, network_receipt
+from hybrid_rt.tensorrt.builder.layer_types import (
+    constrain_types,
+    engine_layers,
+    network_dtype_report,
+)
 from hybrid_rt.tensorrt.builder.progress import Emit, make_monitor
 from hybrid_rt.tensorrt.library import TensorRTLibrary, load_tensorrt
 
@@ -29,7 +33,7 @@ _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
 
 
 def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[str, Any]:
-    """Build the plan into ``request.plan_path``; returns ``{"built_for": …, "receipt": …}``.
+    """Build the engine into ``request.plan_path``; returns ``{"built_for": …, "dtype_report": …}``.
 
     ``emit`` gets ``{"log": [severity, text]}`` and ``{"progress": fraction, "phase": name}``.
     """
@@ -47,7 +51,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
     told = constrain_types(library, network, config)
     if told:
         log.add(3, f"{told} layers held to the types of the ONNX graph")
-    receipt = network_receipt(library, network)
+    dtype_report = network_dtype_report(library, network)
     cache = _load_timing_cache(library, config, request, log)
     monitor = make_monitor(library, emit)
     if monitor is not None:
@@ -63,7 +67,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
     if not request.compute_capabilities:  # the plan is for the GPU in this machine
         engine = _inspect(library, logger, plan, host_code=request.version_compatible)
         if engine is not None:
-            receipt["engine"] = engine
+            dtype_report["engine"] = engine
     emit({"progress": 1.0, "phase": "done"})
     return {
         "built_for": {
@@ -74,7 +78,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
             "hardware_compatible": request.hardware_compatible,
             "version_compatible": request.version_compatible,
         },
-        "receipt": receipt,
+        "dtype_report": dtype_report,
     }
 
 
@@ -87,7 +91,7 @@ def _inspect(
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"{library.label} cannot load the plan that it has just built")
+        raise BackendError(f"{library.label} cannot load the engine that it has just built")
     inspector = engine.create_engine_inspector()
     formats = library.module.LayerInformationFormat
     return engine_layers(str(inspector.get_engine_information(formats.JSON)))
@@ -167,7 +171,7 @@ def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
 def _load_timing_cache(
     library: TensorRTLibrary, config: Any, request: BuildRequest, log: _Log
 ) -> Any:
-    """The cache, which has to live until the plan is built; None where it does nothing."""
+    """The cache, which has to live until the engine is built; None where it does nothing."""
     if request.timing_cache is None or not library.has_timing_cache:
         return None
     path = Path(request.timing_cache)
@@ -188,7 +192,7 @@ def _save_timing_cache(config: Any, path: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read a BuildRequest from standard input, build it, answer on the given descriptor."""
+    """Read a BuildRequest from standard input, build it, reply on the descriptor."""
     descriptor = int((sys.argv[1:] if argv is None else argv)[0])
     lock = threading.Lock()
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:

@@ -1,4 +1,4 @@
-"""INT8: calibrated Q/DQ that every library runs, certified, with sensitive layers left out."""
+"""INT8: calibrated Q/DQ that every library runs, validated, with sensitive layers left out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from factories.tiny_hybrid import write_pictures
+from factories.tiny_hybrid import write_images
 from hybrid_export import pipeline, state
 from hybrid_export.artifacts import onnx_int8
 from hybrid_export.cli import main
 from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.onnx_graph.io import load
-from hybrid_export.parity.tolerances import LIMITS
+from hybrid_export.parity.tolerances import TOLERANCES
 from hybrid_export.precision.activation_ranges import measure_ranges
 from hybrid_export.precision.fallback import nodes_of
 from hybrid_export.precision.quantize import layers, quantize
@@ -33,7 +33,7 @@ def run(tmp_path_factory, checkpoint):
     """A run folder that kept 16 training images."""
     folder = tmp_path_factory.mktemp("run")
     shutil.copy(checkpoint, folder)
-    kept = write_pictures(folder / "calibration", 16, seed=1)
+    kept = write_images(folder / "calibration", 16, seed=1)
     labels = [{"file": p.name, "label": p.parent.name} for p in sorted(kept.rglob("*.png"))]
     for path in kept.rglob("*.png"):
         path.rename(kept / path.name)
@@ -42,13 +42,13 @@ def run(tmp_path_factory, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, run, pictures, tiny_onnx):
+def exported(tmp_path_factory, run, images, tiny_onnx):
     """The bundle of ``--int8`` without ``--calibrate``, and what the command printed."""
     folder = tmp_path_factory.mktemp("int8")
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
-        arguments = [str(run), "--output", str(folder), "--verify", str(pictures)]
+        arguments = [str(run), "--output", str(folder), "--verify", str(images)]
         assert main([*arguments, "--int8", "--no-tensorrt"]) == 0
     return folder, printed.getvalue()
 
@@ -58,9 +58,9 @@ def output(exported):
     return exported[0]
 
 
-def export(checkpoint, pictures, folder):
-    arguments = [str(checkpoint), "--output", str(folder), "--verify", str(pictures)]
-    return main([*arguments, "--int8", "--calibrate", str(pictures), "--no-tensorrt"])
+def export(checkpoint, images, folder):
+    arguments = [str(checkpoint), "--output", str(folder), "--verify", str(images)]
+    return main([*arguments, "--int8", "--calibrate", str(images), "--no-tensorrt"])
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def test_calibrates_on_the_runs_training_images(exported, run):
     assert line in exported[1], "and not: it is validated on some of them too"
 
 
-def test_the_file_is_certified_and_mostly_int8(output):
+def test_the_file_is_validated_and_mostly_int8(output):
     entry = Bundle.load(output).files["model.int8.onnx"]
-    assert entry.certified
+    assert entry.validated
     assert entry.precision == "int8"
-    assert entry.certificate["kept_fp32"]
-    assert entry.receipt["weight_share"]["int8"] > 0.5
-    assert entry.receipt["layers"]["convolution"]["int8"] >= 3
-    assert entry.receipt["layers"]["matmul"]["int8"] >= 3
+    assert entry.parity_report["kept_fp32"]
+    assert entry.dtype_report["weight_share"]["int8"] > 0.5
+    assert entry.dtype_report["layers"]["convolution"]["int8"] >= 3
+    assert entry.dtype_report["layers"]["matmul"]["int8"] >= 3
 
 
 def test_weights_are_symmetric_and_per_channel(output):
@@ -104,18 +104,18 @@ def test_weights_are_symmetric_and_per_channel(output):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_libraries_agree(output, pictures, backend):
-    files = sorted(pictures.rglob("*.png"))
+def test_the_libraries_agree(output, images, backend):
+    files = sorted(images.rglob("*.png"))
     with HybridEngine(output / "model.int8.onnx", backend=backend) as engine:
         got = np.stack([p.logits for p in engine.predict(files)])
     with HybridEngine(output / "model.onnx", backend="onnxruntime") as engine:
         expected = np.stack([p.logits for p in engine.predict(files)])
     gap = np.abs(got - expected).max()
-    assert 1e-4 < gap < LIMITS["int8"].logits_max_abs, "rounded, and not by too much"
+    assert 1e-4 < gap < TOLERANCES["int8"].logits_max_abs, "rounded, and not by too much"
 
 
 def checks_in_bf16(folder):
-    also = Bundle.load(folder).files["model.int8.onnx"].certificate["also"]
+    also = Bundle.load(folder).files["model.int8.onnx"].parity_report["also"]
     return [check for check in also if "bf16" in check["measured_with"]]
 
 
@@ -125,7 +125,7 @@ def need_bf16():
         pytest.skip(reason)
 
 
-def test_the_rest_runs_in_bf16_where_that_was_certified(output, monkeypatch):
+def test_the_rest_runs_in_bf16_where_that_was_validated(output, monkeypatch):
     need_bf16()
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")  # preferred without a measured speed
     (check,) = checks_in_bf16(output)
@@ -136,21 +136,21 @@ def test_the_rest_runs_in_bf16_where_that_was_certified(output, monkeypatch):
 
 
 def test_bf16_that_fails_costs_the_file_nothing(
-    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
+    traced, monkeypatch, checkpoint, images, tmp_path, capsys
 ):
     need_bf16()
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")
-    genuine = state.certify
+    genuine = state.compare
 
-    def strict(runner, reference, spec, limits, **options):
+    def strict(runner, reference, spec, tolerances, **options):
         if "bf16" in runner.detail:
-            limits = replace(limits, logits_max_abs=1e-7)
-        return genuine(runner, reference, spec, limits, **options)
+            tolerances = replace(tolerances, logits_max_abs=1e-7)
+        return genuine(runner, reference, spec, tolerances, **options)
 
-    monkeypatch.setattr(state, "certify", strict)
-    assert export(checkpoint, pictures, tmp_path) == 0
+    monkeypatch.setattr(state, "compare", strict)
+    assert export(checkpoint, images, tmp_path) == 0
     assert "model.int8.onnx: not validated with the bf16 hint: logits" in capsys.readouterr().out
-    assert Bundle.load(tmp_path).files["model.int8.onnx"].certified
+    assert Bundle.load(tmp_path).files["model.int8.onnx"].validated
     assert not checks_in_bf16(tmp_path)
     with HybridEngine(tmp_path / "model.int8.onnx", backend="openvino") as engine:
         assert "CPU f32," in engine.info["detail"]
@@ -189,12 +189,12 @@ def test_quantizing_nothing_changes_nothing(calibrated):
 
 
 def test_nothing_is_written_where_no_attempt_passes(
-    traced, monkeypatch, checkpoint, pictures, tmp_path, capsys
+    traced, monkeypatch, checkpoint, images, tmp_path, capsys
 ):
-    monkeypatch.setitem(state.LIMITS, "int8", replace(LIMITS["int8"], logits_max_abs=1e-9))
-    assert export(checkpoint, pictures, tmp_path) == 1
+    monkeypatch.setitem(state.TOLERANCES, "int8", replace(TOLERANCES["int8"], logits_max_abs=1e-9))
+    assert export(checkpoint, images, tmp_path) == 1
     captured = capsys.readouterr()
-    line = f"INT8 on 12 images of {pictures}; it is validated on 12 of them too"
+    line = f"INT8 on 12 images of {images}; it is validated on 12 of them too"
     assert line in captured.out, "those of --calibrate, which are those of --verify"
     assert "model.int8.onnx does not equal PyTorch" in captured.err
     assert not (tmp_path / "model.int8.onnx").exists()

@@ -10,8 +10,8 @@ import pytest
 
 from factories.typed_onnx import write_typed_onnx
 from fakes.cuda import FakeCuda
-from hybrid_export.artifacts.tensorrt import build_plan, why_no_plan, why_no_tensorrt
-from hybrid_export.onnx_graph.dtype_report import check_receipt, graph_receipt
+from hybrid_export.artifacts.tensorrt import build_engine, why_no_engine, why_no_tensorrt
+from hybrid_export.onnx_graph.dtype_report import check_dtype_report, graph_dtype_report
 from hybrid_export.options import ExportOptions
 from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import (
@@ -21,7 +21,7 @@ from hybrid_rt.errors import (
     ModelFileError,
     UsageError,
 )
-from hybrid_rt.tensorrt.builder import build_engine
+from hybrid_rt.tensorrt.builder import build_engine as builder
 from hybrid_rt.tensorrt.library import TensorRTLibrary, compute_capability_text, installed_libraries
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ needs_rtx = pytest.mark.skipif(
 def test_an_fp16_plan_ahead_of_time(tmp_path, targets):
     onnx = write_typed_onnx(tmp_path / "model.fp16.onnx")
     seen = []
-    built = build_plan(
+    built = build_engine(
         onnx,
         tmp_path / "model.plan",
         compute_capabilities=targets,
@@ -68,14 +68,14 @@ def test_an_fp16_plan_ahead_of_time(tmp_path, targets):
 
 @needs_rtx
 @pytest.mark.parametrize(("dtype", "precision"), [(np.float16, "fp16"), (np.float32, "fp32")])
-def test_the_receipt_of_the_plan_is_that_of_the_graph(tmp_path, dtype, precision):
+def test_the_dtype_report_of_the_plan_is_that_of_the_graph(tmp_path, dtype, precision):
     onnx = write_typed_onnx(tmp_path / "model.onnx", dtype)
-    built = build_plan(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
-    assert built.receipt["measured_on"] == "tensorrt network"
-    of_graph = graph_receipt(onnx)
+    built = build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+    assert built.dtype_report["measured_on"] == "tensorrt network"
+    of_graph = graph_dtype_report(onnx)
     for key in ("weight_bytes", "weight_share", "layers"):
-        assert built.receipt[key] == of_graph[key]
-    check_receipt(built.receipt, precision, name="model.plan")
+        assert built.dtype_report[key] == of_graph[key]
+    check_dtype_report(built.dtype_report, precision, name="model.plan")
 
 
 @needs_rtx
@@ -83,10 +83,10 @@ def test_the_hybrids_own_graph_builds_beside_torch(tiny_onnx, tmp_path):
     import torch
 
     assert torch.__version__
-    built = build_plan(tiny_onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+    built = build_engine(tiny_onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
     assert built.path.stat().st_size > 10_000
-    assert set(built.receipt["weight_share"]) == {"float32"}
-    assert built.receipt["layers"]["convolution"]["float32"] > 5
+    assert set(built.dtype_report["weight_share"]) == {"float32"}
+    assert built.dtype_report["layers"]["convolution"]["float32"] > 5
 
 
 @needs_rtx
@@ -130,7 +130,7 @@ def test_the_recorded_classes_are_those_installed():
 def test_a_refused_graph_names_the_node_and_leaves_nothing(tmp_path):
     onnx = write_typed_onnx(tmp_path / "model.onnx", unknown_operator=True)
     with pytest.raises(ModelFileError, match=r"parser refuses .*weird_one.*Weird"):
-        build_plan(onnx, tmp_path / "out" / "model.plan", compute_capabilities=["SM89"])
+        build_engine(onnx, tmp_path / "out" / "model.plan", compute_capabilities=["SM89"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_junk_is_refused(tmp_path):
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(b"\xff" * 1000)
     with pytest.raises(ModelFileError, match="parser refuses"):
-        build_plan(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+        build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
 
 
 @needs_rtx
@@ -152,7 +152,7 @@ def test_an_interrupted_build_ends_the_worker_and_leaves_the_old_plan(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_plan(onnx, path, compute_capabilities=["SM89"], progress=interrupt)
+        build_engine(onnx, path, compute_capabilities=["SM89"], progress=interrupt)
     assert path.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.plan"]
 
@@ -161,7 +161,7 @@ def test_an_interrupted_build_ends_the_worker_and_leaves_the_old_plan(tmp_path):
 def test_a_gpu_that_tensorrt_rtx_does_not_know(tmp_path):
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(UsageError, match=r"cannot build for compute capability 9\.0; it knows"):
-        build_plan(onnx, tmp_path / "model.plan", compute_capabilities=["SM90"])
+        build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM90"])
 
 
 @pytest.mark.parametrize("died_at_once", [False, True])
@@ -171,7 +171,7 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
     script.write_text("#!/bin/sh\necho terminating inside TensorRT >&2\nkill -SEGV $$\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt_rtx",))
+    monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt_rtx",))
     if died_at_once:  # before its request is written
         start = subprocess.Popen
 
@@ -180,9 +180,9 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
             worker.wait(60)
             return worker
 
-        monkeypatch.setattr(build_engine.subprocess, "Popen", start_and_wait)
+        monkeypatch.setattr(builder.subprocess, "Popen", start_and_wait)
     with pytest.raises(ExportError, match=r"ended with SIGSEGV.*terminating inside TensorRT"):
-        build_plan(
+        build_engine(
             onnx,
             tmp_path / "model.plan",
             compute_capabilities=["SM89"],
@@ -208,15 +208,15 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
     ],
 )
 def test_options_that_do_not_fit(tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt", "tensorrt_rtx"))
+    monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt", "tensorrt_rtx"))
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(UsageError, match=message):
-        build_plan(onnx, tmp_path / "model.plan", **options)
+        build_engine(onnx, tmp_path / "model.plan", **options)
 
 
 def test_a_missing_graph(tmp_path):
     with pytest.raises(ModelFileError, match=r"gone\.onnx is not a file"):
-        build_plan(tmp_path / "gone.onnx", tmp_path / "model.plan")
+        build_engine(tmp_path / "gone.onnx", tmp_path / "model.plan")
 
 
 def test_why_no_tensorrt(tmp_path, monkeypatch):
@@ -224,20 +224,20 @@ def test_why_no_tensorrt(tmp_path, monkeypatch):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ())
+    monkeypatch.setattr(builder, "installed_libraries", lambda: ())
     assert "pip install 'tensorrt-cu13<12'" in (why_no_tensorrt() or "")
     assert "tensorrt-rtx-cu13-bindings" in (why_no_tensorrt(ahead_of_time=True) or "")
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(BackendMissingError, match="TensorRT is not installed"):
-        build_plan(onnx, tmp_path / "model.plan")
-    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt",))
+        build_engine(onnx, tmp_path / "model.plan")
+    monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt",))
     reason = why_no_tensorrt()
     assert reason is not None
     assert "no NVIDIA driver here" in reason
     assert "--tensorrt-rtx SM89" in reason
     assert "\n" not in reason
     with pytest.raises(DeviceError, match="no NVIDIA driver here"):
-        build_plan(onnx, tmp_path / "model.plan")
+        build_engine(onnx, tmp_path / "model.plan")
 
 
 def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
@@ -249,11 +249,11 @@ def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
         BuilderFlag=object,
         ComputeCapability=SimpleNamespace(__members__={**members, "CURRENT": 9}),
     )
-    monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
-    monkeypatch.setattr(build_engine, "cuda_device", lambda *_: device)
-    monkeypatch.setattr(build_engine, "installed_libraries", lambda: ("tensorrt_rtx",))
+    monkeypatch.setattr(builder, "driver_problem", lambda: None)
+    monkeypatch.setattr(builder, "cuda_device", lambda *_: device)
+    monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt_rtx",))
     monkeypatch.setattr(
-        build_engine, "load_tensorrt", lambda name: TensorRTLibrary("tensorrt_rtx", module)
+        builder, "load_tensorrt", lambda name: TensorRTLibrary("tensorrt_rtx", module)
     )
 
 
@@ -270,13 +270,13 @@ def test_a_plan_for_this_machine_needs_a_cuda_library(monkeypatch):
     fake_gpu(monkeypatch, "8.9")
     for name in ("pycuda.driver", "cuda.bindings.driver", "cuda.cuda"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert "needs cuda-bindings or PyCUDA" in (why_no_plan(ExportOptions(fp16=True)) or "")
+    assert "needs cuda-bindings or PyCUDA" in (why_no_engine(ExportOptions(fp16=True)) or "")
     with pytest.raises(BackendMissingError, match=r"pip install 'hybrid-rt\[gpu\]'"):
-        why_no_plan(ExportOptions(fp16=True, plans="tensorrt_rtx"))
+        why_no_engine(ExportOptions(fp16=True, plans="tensorrt_rtx"))
     fake = FakeCuda()
     for name, module in (("cuda.bindings.driver", fake.bindings), ("pycuda.driver", fake.driver)):
         monkeypatch.setitem(sys.modules, name, module)
-        assert why_no_plan(ExportOptions(fp16=True)) is None, name
+        assert why_no_engine(ExportOptions(fp16=True)) is None, name
         monkeypatch.setitem(sys.modules, name, None)
 
 

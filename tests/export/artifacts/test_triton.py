@@ -32,10 +32,10 @@ def model_config():
 
 
 @pytest.fixture
-def repository(monkeypatch, tiny_onnx, checkpoint, pictures, tmp_path):
+def repository(monkeypatch, tiny_onnx, checkpoint, images, tmp_path):
     monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
     (tmp_path / "triton" / "another" / "1").mkdir(parents=True)
-    arguments = [str(checkpoint), "--output", str(tmp_path / "out"), "--verify", str(pictures)]
+    arguments = [str(checkpoint), "--output", str(tmp_path / "out"), "--verify", str(images)]
     options = ["--no-tensorrt", "--max-batch", "4", "--triton", str(tmp_path / "triton")]
     assert main([*arguments, *options]) == 0
     return tmp_path / "triton"
@@ -72,7 +72,7 @@ def test_only_its_own_model_is_replaced(repository, checkpoint, tmp_path):
     assert served == (tmp_path / "out" / "model.onnx").read_bytes()
 
 
-def entry(suffix: str, library: str | None = None, certified: bool = True) -> BundleFile:
+def entry(suffix: str, library: str | None = None, validated: bool = True) -> BundleFile:
     built = None
     if library is not None:
         built = BuiltFor(
@@ -89,7 +89,7 @@ def entry(suffix: str, library: str | None = None, certified: bool = True) -> Bu
         format="plan" if suffix == "plan" else "onnx",
         precision="fp32",
         built_for=built,
-        certificate={"passed": certified},
+        parity_report={"passed": validated},
     )
 
 
@@ -101,13 +101,13 @@ def test_a_plan_is_served_before_fp16_before_fp32(tiny):
     rtx = bundle.with_file("model.plan", entry("plan", "tensorrt_rtx"))
     assert choose_file(rtx) == "model.fp16.onnx", "Triton does not read plans of TensorRT for RTX"
     assert choose_file(bundle.with_file("model.plan", entry("plan", "tensorrt"))) == "model.plan"
-    failed = bundle.with_file("model.fp16.onnx", entry("onnx", certified=False))
+    failed = bundle.with_file("model.fp16.onnx", entry("onnx", validated=False))
     assert choose_file(failed) == "model.onnx"
     with pytest.raises(ExportError, match="no file of this export"):
         choose_file(replace(bundle, files={}))
 
 
-def test_a_plan_limits_the_batch(tiny, tmp_path, model_config):
+def test_a_plan_bounds_the_batch(tiny, tmp_path, model_config):
     bundle = Bundle(spec=tiny[1]).with_file("model.plan", entry("plan", "tensorrt"))
     (tmp_path / "model.plan").write_bytes(b"plan")
     folder = write_repository(bundle, tmp_path, tmp_path / "triton", name="a b/ü", max_batch=8)

@@ -51,7 +51,7 @@ def test_pointing():
     rows = {p.name: p for p in point_at([(explanation(spot(1, 5), spot(6, 1)), mask())])}
     assert (rows["vit"].hits, rows["cnn"].hits) == (1, 0)
     assert rows["vit"].energy > 0.3 > rows["cnn"].energy == 0
-    assert rows["centre of the picture"].hits == 0
+    assert rows["centre of the image"].hits == 0
     share = dilated(mask(), round(15 / 512 * 64)).mean()
     assert rows["random point of the breast"].hits == pytest.approx(share)
     assert rows["random point of the breast"].energy == pytest.approx(1 / 64)
@@ -70,7 +70,7 @@ def test_wilson():
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
 
 
-def test_steps_go_from_one_picture_to_the_other():
+def test_steps_go_from_one_image_to_the_other():
     start, end = np.zeros((4, 5, 3), np.uint8), np.full((4, 5, 3), 9, np.uint8)
     stack = steps(start, end, np.arange(20)[::-1])
     assert (stack[0] == 0).all()
@@ -80,7 +80,7 @@ def test_steps_go_from_one_picture_to_the_other():
 
 
 class Bright:
-    """Answers by the mean brightness of the lesion's place alone."""
+    """Predicts by the mean brightness of the lesion's place alone."""
 
     class spec:  # noqa: N801
         preprocess = PREPROCESS
@@ -92,10 +92,10 @@ class Bright:
         return {"probabilities": np.stack([1 - value, value], 1).astype(np.float32)}
 
 
-def test_deleting_where_the_answer_comes_from_hurts_most():
-    picture = np.zeros((64, 64), np.uint8)
-    picture[mask()] = 255
-    where = explanation(spot(1, 5), spot(6, 1), Image.fromarray(picture))
+def test_deleting_where_the_prediction_comes_from_hurts_most():
+    image = np.zeros((64, 64), np.uint8)
+    image[mask()] = 255
+    where = explanation(spot(1, 5), spot(6, 1), Image.fromarray(image))
     made = {c.name: c for c in curves(Bright(), [where], np.random.default_rng(0))}
     assert len(made["vit"].deletion) == STEPS + 1
     assert made["vit"].deletion[0] == pytest.approx(1)
@@ -123,9 +123,9 @@ def test_phantoms_have_their_lesions():
 
 
 @pytest.fixture(scope="module")
-def explained(checkpoint, pictures, tmp_path_factory):
+def explained(checkpoint, images, tmp_path_factory):
     output = tmp_path_factory.mktemp("explained")
-    arguments = [str(checkpoint), "--output", str(output), "--verify", str(pictures)]
+    arguments = [str(checkpoint), "--output", str(output), "--verify", str(images)]
     assert export([*arguments, "--explain", "--no-tensorrt"]) == 0
     return output
 

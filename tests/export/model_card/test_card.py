@@ -1,4 +1,4 @@
-"""The model card and the novelty file in a bundle, with a run folder and without."""
+"""The model card and the detector's file in a bundle, with a run folder and without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from factories.tiny_hybrid import make_model
 from hybrid_export import pipeline
-from hybrid_export.bundle.sidecars import take_novelty
+from hybrid_export.bundle.sidecars import stage_detector
 from hybrid_export.cli import main
 from hybrid_export.model_card.card import CARD_MARK, model_card
 from hybrid_export.model_card.run_record import Record, read_record
@@ -41,14 +41,14 @@ def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_the_bundle_knows_foreign_pictures(run, bundle):
-    assert (bundle / "model.novelty.npz").read_bytes() == (run / "model.novelty.npz").read_bytes()
+def test_the_bundle_detects_out_of_distribution(run, bundle):
+    assert (bundle / "model.ood.npz").read_bytes() == (run / "model.ood.npz").read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     kept = sorted((run / "validation").glob("*.png"))
     with HybridEngine(bundle) as engine:
-        assert max(p.novelty for p in engine.predict(kept)) <= 1.2
+        assert max(p.ood_score for p in engine.predict(kept)) <= 1.2
         assert all(p.abstained for p in engine.predict(noise, abstain=True))
-        assert engine.predict(kept[0], coverage=0.5).label_set
+        assert engine.predict(kept[0], coverage=0.5).prediction_set
 
 
 def test_the_card_tells_what_the_run_knew(run, bundle):
@@ -57,15 +57,16 @@ def test_the_card_tells_what_the_run_knew(run, bundle):
     assert text.startswith(CARD_MARK)
     assert "not a medical device" in text
     for title in ("Model", "Intended use", "Data", "Performance", "Calibration",
-                  "Operating point", "Sets of labels", "Foreign pictures", "Limits"):  # fmt: skip
+                  "Operating point", "Prediction sets", "Out-of-distribution images",
+                  "Limitations"):  # fmt: skip
         assert f"\n## {title}\n" in text
     assert f"fingerprint: {metrics['data']['fingerprint']}" in text
     split = json.loads((run / "split.json").read_text())
-    sizes = {part: len(split[part]) for part in ("train", "val", "test")}
+    sizes = {subset: len(split[subset]) for subset in ("train", "val", "test")}
     assert sum(sizes.values()) == 48
-    patients = f"(val {sizes['val'] // 4}, test {sizes['test'] // 4})"  # four pictures each
-    counts = ", ".join(f"{part} {n}" for part, n in sizes.items())
-    assert f"split: {counts} pictures; by patient {patients}" in text
+    patients = f"(val {sizes['val'] // 4}, test {sizes['test'] // 4})"  # four images each
+    counts = ", ".join(f"{subset} {n}" for subset, n in sizes.items())
+    assert f"split: {counts} images; by patient {patients}" in text
     for subgroup in ("all", "view CC", "laterality L", "density", "age", "implant 0"):
         assert f"| {subgroup}" in text
     assert f"{metrics['test']['ece']:.4f} with the temperature" in text
@@ -73,7 +74,7 @@ def test_the_card_tells_what_the_run_knew(run, bundle):
     assert "| model.onnx | fp32 | yes |" in text
     assert "hybrid-train " in text
     assert "unknown: the checkpoint" not in text
-    assert "000.png" not in text  # no picture or patient is named
+    assert "000.png" not in text  # no image or patient is named
 
 
 def test_without_a_run_the_card_says_what_is_unknown(tiny, tmp_path):
@@ -84,7 +85,7 @@ def test_without_a_run_the_card_says_what_is_unknown(tiny, tmp_path):
     assert "# Model card: a\\_b" in text
     assert "Measure it before any use" in text
     assert "`coverage` cannot be asked of this model" in text
-    assert "it answers whatever it is shown" in text
+    assert "it predicts a class for any image" in text
     assert "| model.onnx | fp32 | not run here |" in text
 
 
@@ -151,28 +152,28 @@ def test_a_card_of_the_users_own_is_kept(traced, run, tmp_path, capsys):
     assert "## Performance" in card.read_text()
 
 
-def test_a_checkpoint_without_its_novelty_file(run, tmp_path, capsys):
+def test_a_checkpoint_without_its_detector_file(run, tmp_path, capsys):
     shutil.copy(run / "best.safetensors", tmp_path)
     staged = tmp_path / "staged"
     staged.mkdir()
     _, spec = pipeline.load(run)
     said: list[str] = []
-    kept = take_novelty(tmp_path / "best.safetensors", spec, staged, said.append)
-    assert "novelty" not in kept.extras
+    kept = stage_detector(tmp_path / "best.safetensors", spec, staged, said.append)
+    assert "ood" not in kept.extras
     assert "conformal" in kept.extras
-    assert "cannot tell foreign pictures; copy it there" in said[0]
+    assert "has no out-of-distribution detector; copy it there" in said[0]
     assert not list(staged.iterdir())
-    (tmp_path / "model.novelty.npz").write_bytes(b"another run's")
+    (tmp_path / "model.ood.npz").write_bytes(b"another run's")
     with pytest.raises(DigestError, match="is not the file"):
-        take_novelty(tmp_path / "best.safetensors", spec, staged, said.append)
+        stage_detector(tmp_path / "best.safetensors", spec, staged, said.append)
 
 
-def test_an_export_without_novelty_removes_the_earlier_file(traced, run, bundle, tmp_path):
+def test_an_export_without_detector_removes_the_earlier_file(traced, run, bundle, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(bundle, output)
     model, spec = pipeline.load(run)
     save_checkpoint(tmp_path / "bare.safetensors", model, spec.replace(extras={}))
     assert main([str(tmp_path / "bare.safetensors"), "--output", str(output), "--no-tensorrt",
                  "--verify", str(run / "validation")]) == 0  # fmt: skip
-    assert not (output / "model.novelty.npz").exists()
-    assert "it answers whatever it is shown" in (output / "MODEL_CARD.md").read_text()
+    assert not (output / "model.ood.npz").exists()
+    assert "it predicts a class for any image" in (output / "MODEL_CARD.md").read_text()

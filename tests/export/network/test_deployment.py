@@ -1,4 +1,4 @@
-"""The deployment graph answers what the network answers, with less to compute."""
+"""The deployment graph returns what the network returns, with less to compute."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from hybrid_export.network.deployment import DeployedCnn, DeploymentGraph
 from hybrid_export.network.saliency import gelu_gradient, layer_norm_gradient
 from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_export.onnx_graph.convert import to_onnx
-from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
 from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.onnx_graph.io import save
 from hybrid_export.parity.metrics import heatmap_correlation
@@ -67,7 +67,7 @@ def test_shapes_are_in_the_spec(explained):
         assert got[name].shape == (2, *shapes[name])
 
 
-def test_the_answers_are_the_same_without(explained, tiny, tiny_onnx):
+def test_the_outputs_are_the_same_without(explained, tiny, tiny_onnx):
     _, spec, _, _, path = explained
     plain = session(tiny_onnx, tiny[1]).run(pixels())
     got = session(path, spec).run(pixels())
@@ -82,8 +82,8 @@ def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp
     typed = to_half(onnx_model, precision)
     reached, smallest = heatmap_correlation(Interpreter(typed).run(pixels(6)), expected)
     assert reached >= smallest >= least, (reached, smallest)
-    receipt = graph_receipt(save(typed, tmp_path / "typed.onnx"))
-    share = receipt["weight_share"]["float16" if precision == "fp16" else "bfloat16"]
+    dtype_report = graph_dtype_report(save(typed, tmp_path / "typed.onnx"))
+    share = dtype_report["weight_share"]["float16" if precision == "fp16" else "bfloat16"]
     assert share > 0.95, "running backwards must share the weights"
 
 
@@ -122,11 +122,11 @@ def test_correlation_leaves_out_a_branch_without_a_say():
     loud, silent = np.float32([[[0, 1], [2, 3]]]), np.float32([[[0, 1], [2, 3]]]) * 1e-4
     expected = {"logits": logits, "heatmap_vit": silent, "heatmap_cnn": loud}
     got = {"logits": logits, "heatmap_vit": silent[:, ::-1], "heatmap_cnn": loud}
-    assert heatmap_correlation(got, expected, floor=0.01) == pytest.approx((1, 1))
+    assert heatmap_correlation(got, expected, negligible=0.01) == pytest.approx((1, 1))
     assert heatmap_correlation(got, expected)[0] < 0
     wrong = {**got, "heatmap_cnn": loud[:, ::-1]}
-    assert heatmap_correlation(wrong, expected, floor=0.01)[0] < 0
-    assert heatmap_correlation(got, {**expected, "heatmap_cnn": silent}, floor=0.01) is None
+    assert heatmap_correlation(wrong, expected, negligible=0.01)[0] < 0
+    assert heatmap_correlation(got, {**expected, "heatmap_cnn": silent}, negligible=0.01) is None
 
 
 def test_correlation_is_what_three_of_four_maps_reach():

@@ -6,15 +6,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from factories.typed_onnx import write_typed_onnx
-from hybrid_export.onnx_graph.dtype_report import check_receipt, graph_receipt
+from hybrid_export.onnx_graph.dtype_report import check_dtype_report, graph_dtype_report
 from hybrid_rt.errors import ExportError, ModelFileError
 
 WEIGHTS = 16 * 3 * 4 * 4 + 16 + 16 + 16 + 16 * 2  # kernel, bias, gain, shift, weight
 
 
 def test_an_fp16_graph(tmp_path):
-    receipt = graph_receipt(write_typed_onnx(tmp_path / "m.onnx"))
-    assert receipt == {
+    dtype_report = graph_dtype_report(write_typed_onnx(tmp_path / "m.onnx"))
+    assert dtype_report == {
         "measured_on": "onnx graph",
         "weight_bytes": {"float16": 2 * WEIGHTS, "float32": 4},
         "weight_share": {
@@ -23,19 +23,19 @@ def test_an_fp16_graph(tmp_path):
         },
         "layers": {"convolution": {"float16": 1}, "matmul": {"float16": 1}},
     }
-    check_receipt(receipt, "fp16", name="m.onnx")
+    check_dtype_report(dtype_report, "fp16", name="m.onnx")
 
 
 def test_an_fp32_graph_is_not_fp16(tmp_path):
-    receipt = graph_receipt(write_typed_onnx(tmp_path / "m.onnx", np.float32))
-    assert receipt["weight_bytes"] == {"float32": 4 * WEIGHTS + 4}
-    check_receipt(receipt, "fp32", name="m.onnx")
+    dtype_report = graph_dtype_report(write_typed_onnx(tmp_path / "m.onnx", np.float32))
+    assert dtype_report["weight_bytes"] == {"float32": 4 * WEIGHTS + 4}
+    check_dtype_report(dtype_report, "fp32", name="m.onnx")
     with pytest.raises(
         ExportError,
         match=r"m\.onnx was asked for in fp16 and holds 100\.0% float32 of its weight bytes; "
         r"expected at least 95% float16",
     ):
-        check_receipt(receipt, "fp16", name="m.onnx")
+        check_dtype_report(dtype_report, "fp16", name="m.onnx")
 
 
 def test_int8_by_quantize_and_dequantize(tmp_path):
@@ -65,11 +65,11 @@ def test_int8_by_quantize_and_dequantize(tmp_path):
     )
     path = tmp_path / "q.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
-    receipt = graph_receipt(path)
-    assert receipt["layers"]["convolution"] == {"float32": 1, "int8": 1}
-    assert receipt["weight_bytes"]["int8"] == 12 + 4 + 1
+    dtype_report = graph_dtype_report(path)
+    assert dtype_report["layers"]["convolution"] == {"float32": 1, "int8": 1}
+    assert dtype_report["weight_bytes"]["int8"] == 12 + 4 + 1
     with pytest.raises(ExportError, match="asked for in int8"):
-        check_receipt(receipt, "int8", name="q.onnx")
+        check_dtype_report(dtype_report, "int8", name="q.onnx")
 
 
 def test_large_weights_need_no_numbers_for_their_type(tmp_path):
@@ -85,13 +85,13 @@ def test_large_weights_need_no_numbers_for_their_type(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     onnx.save(model, path, save_as_external_data=True, size_threshold=1024)
     (tmp_path / next(p.name for p in tmp_path.iterdir() if p != path)).unlink()
-    receipt = graph_receipt(path)
-    assert receipt["weight_share"] == {"float16": 1.0}
-    assert receipt["layers"]["matmul"] == {"float16": 1}
+    dtype_report = graph_dtype_report(path)
+    assert dtype_report["weight_share"] == {"float16": 1.0}
+    assert dtype_report["layers"]["matmul"] == {"float16": 1}
 
 
 def test_junk(tmp_path):
     path = tmp_path / "junk.onnx"
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(ModelFileError, match=r"junk\.onnx is not an ONNX file"):
-        graph_receipt(path)
+        graph_dtype_report(path)

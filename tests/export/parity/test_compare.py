@@ -1,4 +1,4 @@
-"""The certificate: what it passes, and three broken graphs that it must catch."""
+"""The parity report: what it passes, and three broken graphs that it must catch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import pytest
 from onnx import helper, numpy_helper
 
 from hybrid_export.onnx_graph.io import load, save
-from hybrid_export.parity.compare import Reference, certify
+from hybrid_export.parity.compare import Reference, compare
 from hybrid_export.parity.dataset import load_verification
 from hybrid_export.parity.metrics import auroc, logit_scale, one_pair, top1_flips
-from hybrid_export.parity.tolerances import LIMITS
+from hybrid_export.parity.tolerances import TOLERANCES
 from hybrid_export.runners import Runner, pytorch, session
 
 
 @pytest.fixture(scope="module")
-def reference(tiny, pictures):
+def reference(tiny, images):
     model, spec = tiny
-    return Reference.of(pytorch(model, spec), load_verification(pictures, spec))
+    return Reference.of(pytorch(model, spec), load_verification(images, spec))
 
 
-def certificate_of(path, reference, tiny):
-    return certify(session(path, tiny[1]), reference, tiny[1], LIMITS["fp32"])
+def report_of(path, reference, tiny):
+    return compare(session(path, tiny[1]), reference, tiny[1], TOLERANCES["fp32"])
 
 
 def test_a_faithful_file_passes(tiny, tiny_onnx, reference):
-    certificate = certificate_of(tiny_onnx, reference, tiny)
-    assert certificate.passed, certificate.failures
-    data = certificate.to_dict()
+    report = report_of(tiny_onnx, reference, tiny)
+    assert report.passed, report.failures
+    data = report.to_dict()
     assert data["passed"] is True
     assert data["images"] == 12
     assert data["reference"].startswith("PyTorch 2.")
@@ -43,10 +43,10 @@ def test_catches_one_scaled_weight(tiny, tiny_onnx, reference, tmp_path):
     array = numpy_helper.to_array(tensor).copy()
     array[0, 0] *= 1.5  # one weight of some 190,000
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
-    assert not certificate.passed
-    assert any("logits differ by" in text for text in certificate.failures)
-    assert certificate.worst_images[0].split(":")[0] in reference.images.names
+    report = report_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert not report.passed
+    assert any("logits differ by" in text for text in report.failures)
+    assert report.worst_images[0].split(":")[0] in reference.images.names
 
 
 def test_catches_a_dropped_normalization(tiny, tiny_onnx, reference, tmp_path):
@@ -54,9 +54,9 @@ def test_catches_a_dropped_normalization(tiny, tiny_onnx, reference, tmp_path):
     node = next(n for n in model.graph.node if n.name == "/vit_norm/Mul")
     consumer = next(n for n in model.graph.node if n.name == "/vit_norm/Add")
     consumer.input[0] = node.input[0]
-    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
-    assert not certificate.passed
-    assert certificate.features_cosine_min < 0.999
+    report = report_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert not report.passed
+    assert report.features_cosine_min < 0.999
 
 
 def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference):
@@ -70,10 +70,10 @@ def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference
         outputs["logits"] = outputs["logits"] + 1e-3 * strangers.any()
         return outputs
 
-    certificate = certify(Runner(leaky, "leaky"), reference, tiny[1], LIMITS["fp32"])
-    assert certificate.logits_max_abs <= 1e-4, "the images themselves are right"
-    assert not certificate.passed
-    assert any("depends on its batch" in text for text in certificate.failures)
+    report = compare(Runner(leaky, "leaky"), reference, tiny[1], TOLERANCES["fp32"])
+    assert report.logits_max_abs <= 1e-4, "the images themselves are right"
+    assert not report.passed
+    assert any("depends on its batch" in text for text in report.failures)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
@@ -87,8 +87,8 @@ def test_catches_a_batch_size_that_is_wrong(tiny, tiny_onnx, reference, batch):
             outputs["logits"][-1] += 1e-3
         return outputs
 
-    certificate = certify(Runner(wrong, "wrong"), reference, tiny[1], LIMITS["fp32"])
-    assert any("depends on its batch" in text for text in certificate.failures)
+    report = compare(Runner(wrong, "wrong"), reference, tiny[1], TOLERANCES["fp32"])
+    assert any("depends on its batch" in text for text in report.failures)
 
 
 def test_catches_a_graph_that_mixes_rows(tiny, tiny_onnx, reference, tmp_path):
@@ -107,16 +107,16 @@ def test_catches_a_graph_that_mixes_rows(tiny, tiny_onnx, reference, tmp_path):
         graph.node.insert(at + i, node)
     head = next(n for n in graph.node if n.op_type == "Gemm")
     head.input[0] = "mixed"
-    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
-    assert any("depends on its batch" in text for text in certificate.failures)
+    report = report_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert any("depends on its batch" in text for text in report.failures)
 
 
 def test_catches_a_wrong_temperature(tiny, tiny_onnx, reference, tmp_path):
     model = load(tiny_onnx)
     softmax = next(n for n in model.graph.node if "probabilities" in n.output)
     softmax.input[0] = "logits"
-    certificate = certificate_of(save(model, tmp_path / "m.onnx"), reference, tiny)
-    assert any("probabilities differ from softmax" in text for text in certificate.failures)
+    report = report_of(save(model, tmp_path / "m.onnx"), reference, tiny)
+    assert any("probabilities differ from softmax" in text for text in report.failures)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -129,12 +129,12 @@ def test_catches_numbers_that_are_not_finite(tiny, tiny_onnx, reference, value):
         return outputs
 
     with np.errstate(invalid="ignore"):
-        certificate = certify(Runner(broken, "broken"), reference, tiny[1], LIMITS["int8"])
-    assert not certificate.passed
-    assert certificate.to_dict()["logits_max_abs"] is None
+        report = compare(Runner(broken, "broken"), reference, tiny[1], TOLERANCES["int8"])
+    assert not report.passed
+    assert report.to_dict()["logits_max_abs"] is None
 
 
-def test_limits_grow_with_the_logits_and_not_below_ten():
+def test_tolerances_grow_with_the_logits_and_not_below_ten():
     assert logit_scale(np.array([[3.0, -9.0]], np.float32)) == 1
     assert logit_scale(np.array([[3.0, -40.0]], np.float32)) == 4
 

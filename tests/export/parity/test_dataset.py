@@ -1,4 +1,4 @@
-"""A golden picture, however it is kept, gives the pixels it was kept for."""
+"""A golden image, however it is encoded, decodes to the pixels it was kept for."""
 
 import io
 

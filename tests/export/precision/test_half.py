@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hybrid_export.network.deployment import DeploymentGraph
-from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
 from hybrid_export.onnx_graph.evaluator import Interpreter
 from hybrid_export.onnx_graph.io import load, save
 from hybrid_export.parity.layer_diff import compare_layers, describe_layers
@@ -63,9 +63,9 @@ def test_every_operator_has_one_type(tiny_onnx, precision):
     assert half in types.values()
 
 
-def test_the_receipt_agrees(tiny_onnx, tmp_path):
+def test_the_dtype_report_agrees(tiny_onnx, tmp_path):
     path = save(to_half(load(tiny_onnx), "fp16"), tmp_path / "model.fp16.onnx")
-    assert graph_receipt(path)["weight_share"]["float16"] > 0.95
+    assert graph_dtype_report(path)["weight_share"]["float16"] > 0.95
 
 
 def test_fp16_overflows_at_65504():

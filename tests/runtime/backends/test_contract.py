@@ -1,4 +1,4 @@
-"""One contract, every backend: the same pictures through each, alone and together, gaps printed."""
+"""One contract, every backend: the same images through each, alone and together, gaps printed."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from hybrid_rt import HybridEngine
 from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu
 from hybrid_rt.backends.openvino import OpenVinoSession
@@ -28,14 +28,14 @@ WAYS = {
 
 
 def ways_here():
-    for name, (arguments, limit) in WAYS.items():
+    for name, (arguments, tolerance) in WAYS.items():
         if not is_installed(arguments["backend"]):
             continue
         if "cuda" in arguments.get("device", "") and not onnxruntime_has_gpu():
             continue
         if arguments.get("precision") == "bf16" and why_unusable("openvino", "bf16"):
             continue
-        yield name, arguments, limit
+        yield name, arguments, tolerance
 
 
 @pytest.fixture(scope="module")
@@ -48,39 +48,42 @@ OUTPUTS = ("probabilities", "logits", "features")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "limit"), [pytest.param(a, limit, id=n) for n, a, limit in ways_here()]
+    ("arguments", "tolerance"),
+    [pytest.param(a, tolerance, id=n) for n, a, tolerance in ways_here()],
 )
-def test_same_answers_alone_in_batches_and_in_any_order(tiny, pixels, reference, arguments, limit):
+def test_same_outputs_alone_in_batches_and_in_any_order(
+    tiny, pixels, reference, arguments, tolerance
+):
     order = np.random.default_rng(0).permutation(len(pixels))
     with HybridEngine(tiny, batch_size=4, **arguments) as engine:
         assert engine.info["backend"] == arguments["backend"].partition("-")[0]
         for size in (1, 2, 3, 4, 8, 11):
-            parts = [engine.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
+            chunks = [engine.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
             shuffled = engine.run(pixels[order[:size]])
             for name in OUTPUTS:
-                values = np.concatenate([part[name] for part in parts])
+                values = np.concatenate([chunk[name] for chunk in chunks])
                 assert values.dtype == np.float32
                 assert values.flags.c_contiguous
                 gap = np.abs(values - reference[name]).max()
                 moved = np.abs(shuffled[name] - reference[name][order[:size]]).max()
                 print(f"{engine!r} batch {size} {name} max_diff={gap:.1e} shuffled={moved:.1e}")
-                assert max(gap, moved) <= limit
+                assert max(gap, moved) <= tolerance
 
 
-def test_every_file_of_a_bundle(bundle_folder, with_files, pictures):
+def test_every_file_of_a_bundle(bundle_folder, with_files, images):
     with_files(bundle_folder, int8=("int8", True))
-    answers = {}
+    predictions = {}
     for name in Bundle.load(bundle_folder).files:
         for backend in ("onnxruntime", "openvino"):
             with HybridEngine(bundle_folder / name, backend=backend) as engine:
-                answers[name, backend] = engine.predict(pictures).logits
-    for a, b in itertools.combinations(answers, 2):
-        gap = np.abs(answers[a] - answers[b]).max()
+                predictions[name, backend] = engine.predict(images).logits
+    for a, b in itertools.combinations(predictions, 2):
+        gap = np.abs(predictions[a] - predictions[b]).max()
         print(f"{a} {b}: max_diff={gap:.1e}")
         assert gap <= 1e-5
 
 
-def test_precision_by_certificate(bundle_folder, with_files):
+def test_precision_by_parity_report(bundle_folder, with_files):
     """bf16 runs where the file says so, and only there, or where a caller asks for it."""
     reason = why_unusable("openvino", "bf16")
     if reason:
@@ -103,19 +106,22 @@ def test_precision_by_certificate(bundle_folder, with_files):
         (None, set()),
         ({"passed": True}, set()),
         ({"passed": True, "backend": "openvino", "device": "cuda:0"}, set()),
-        (certificate(), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
-        (certificate(passed=False), set()),
-        (certificate(bf16=False), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
-        ({**certificate(bf16=True), "passed": False}, {("openvino", "fp32"), ("openvino", "bf16")}),
-        ({**certificate(), "also": "openvino"}, {("onnxruntime", "fp32")}),
+        (parity_report(), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        (parity_report(passed=False), set()),
+        (parity_report(bf16=False), {("onnxruntime", "fp32"), ("openvino", "fp32")}),
+        (
+            {**parity_report(bf16=True), "passed": False},
+            {("openvino", "fp32"), ("openvino", "bf16")},
+        ),
+        ({**parity_report(), "also": "openvino"}, {("onnxruntime", "fp32")}),
     ],
 )
 def test_combinations_come_from_passed_checks(checks, expected):
     entry = BundleFile(
-        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", certificate=checks
+        sha256="0" * 64, bytes=1, format="onnx", precision="fp32", parity_report=checks
     )
     assert set(cpu_reports(entry)) == expected
-    int8 = dataclasses.replace(entry, precision="int8", certificate=certificate(bf16=True))
+    int8 = dataclasses.replace(entry, precision="int8", parity_report=parity_report(bf16=True))
     assert ("openvino", "int8+bf16") in cpu_reports(int8)
 
 

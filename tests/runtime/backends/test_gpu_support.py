@@ -86,7 +86,7 @@ def test_libraries_are_loaded_before_the_first_session(machine, monkeypatch, tin
     assert runtime.calls[0] == "preload"
     assert runtime.calls.count("preload") == 1
     assert runtime.calls[1] == ["CUDAExecutionProvider"]
-    assert capsys.readouterr().out == "", "the answers of hybrid-predict go there"
+    assert capsys.readouterr().out == "", "the predictions of hybrid-predict go there"
 
 
 def test_an_explicit_gpu_loads_the_libraries_too(machine, monkeypatch, tiny):
@@ -107,14 +107,14 @@ def test_the_cpu_loads_no_cuda_libraries(machine, monkeypatch, tiny):
     assert runtime.calls == [["CPUExecutionProvider"]]
 
 
-def test_auto_without_cuda_libraries_says_so_once(broken, tiny, pictures, caplog):
+def test_auto_without_cuda_libraries_says_so_once(broken, tiny, images, caplog):
     for _ in range(2):
         with HybridEngine(tiny) as engine:
             assert engine.info["device"] == "cpu"
             reason = engine.info["reason"]
             assert "cuda:0 (Fake GPU, compute capability 8.9) is not used: onnxruntime" in reason
             assert "pip install 'hybrid-rt[gpu]'" in reason
-            assert engine.predict(pictures[0]).label in engine.spec.classes
+            assert engine.predict(images[0]).label in engine.spec.classes
     (message,) = warnings(caplog)
     assert message in reason
 

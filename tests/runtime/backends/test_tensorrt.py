@@ -16,12 +16,12 @@ from fakes.tensorrt import VERSIONS, expected, plan_bytes
 from hybrid_rt import HybridEngine
 from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.backends.registry import open_session
-from hybrid_rt.backends.tensorrt import MOST_LANES, open_trt
+from hybrid_rt.backends.tensorrt import MAX_CONTEXTS, open_trt
 from hybrid_rt.bundle.manifest import BuiltFor, Bundle, describe_file
 from hybrid_rt.cuda import CudaGraph
 from hybrid_rt.errors import BackendError, BackendMissingError, DeviceError, ModelFileError
 from hybrid_rt.errors import UsageError as BadUsage
-from hybrid_rt.tensorrt.engine import BatchRange, cut_batch
+from hybrid_rt.tensorrt.engine import OptimizationProfile, cut_batch
 
 SPEC = tiny_spec(size=32)
 
@@ -195,15 +195,15 @@ def test_alternating_batch_sizes_are_not_recorded_over_and_over(machine10, tmp_p
     assert machine10.cuda.counts()["graphs"] == 1, "a size that stays gets its graph"
 
 
-def test_a_thread_gets_the_lane_that_has_its_batch_size(machine10, tmp_path):
+def test_a_thread_gets_the_context_that_has_its_batch_size(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
-    lanes, batches = session._lanes, session._ranges[0]
-    with lanes.borrow(batches) as one, lanes.borrow(batches) as other:
+    contexts, profile = session._contexts, session._profiles[0]
+    with contexts.borrow(profile) as one, contexts.borrow(profile) as other:
         one.run(images(2))
         other.run(images(5))
-    for size, lane in ((2, one), (5, other), (2, one)):
-        with lanes.borrow(batches, size) as got:
-            assert got is lane
+    for size, context in ((2, one), (5, other), (2, one)):
+        with contexts.borrow(profile, size) as got:
+            assert got is context
 
 
 def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_fixed_batch_is_filled_up(machine10, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "ranges", "cut"),
+    ("size", "profiles", "cut"),
     [
         (3, [(1, 8)], [(0, 3, 0)]),
         (20, [(1, 8)], [(0, 8, 0), (8, 16, 0), (16, 20, 0)]),
@@ -272,9 +272,9 @@ def test_a_fixed_batch_is_filled_up(machine10, tmp_path):
         (3, [(1, 2), (4, 8)], [(0, 3, 1)]),
     ],
 )
-def test_cut_batch(size, ranges, cut):
-    ranges = tuple(BatchRange(i, low, high) for i, (low, high) in enumerate(ranges))
-    assert [(a, b, r.profile) for a, b, r in cut_batch(size, ranges)] == cut
+def test_cut_batch(size, profiles, cut):
+    profiles = tuple(OptimizationProfile(i, low, high) for i, (low, high) in enumerate(profiles))
+    assert [(a, b, p.index) for a, b, p in cut_batch(size, profiles)] == cut
 
 
 def test_eight_threads_equal_one(monkeypatch, tmp_path, provider):
@@ -285,7 +285,7 @@ def test_eight_threads_equal_one(monkeypatch, tmp_path, provider):
         for batch, outputs in zip(batches, pool.map(session.run, batches), strict=True):
             check(outputs, batch)
     contexts = machine.trt.engines[0]._contexts
-    assert 1 < len(contexts) <= MOST_LANES
+    assert 1 < len(contexts) <= MAX_CONTEXTS
     session.close()
     gc.collect()
     assert sum(machine.cuda.counts().values()) == 0
@@ -333,7 +333,7 @@ def test_close_returns_after_the_calls_under_way(monkeypatch, tmp_path, provider
     done = []
     thread = threading.Thread(target=lambda: done.append(session.run(images(1))))
     thread.start()
-    while not session._lanes._inside:
+    while not session._contexts._inside:
         time.sleep(0.001)
     session.close()
     assert sum(machine.cuda.counts().values()) == 0
@@ -367,7 +367,7 @@ def test_out_of_memory_names_the_way_out_and_frees(machine10, tmp_path):
     assert machine10.cuda.stack == []
 
 
-def test_memory_limit_bounds_the_lanes(machine10, tmp_path):
+def test_memory_limit_bounds_the_contexts(machine10, tmp_path):
     with pytest.raises(BadUsage, match="memory_limit is 100 bytes"):
         open_plan(machine10, tmp_path, memory_limit=100)
     session = open_plan(machine10, tmp_path, memory_limit=2200)
@@ -442,18 +442,18 @@ def test_a_matching_bundle_opens_through_open_session(machine, tmp_path):
 
 @pytest.fixture
 def asked(machine10, monkeypatch):
-    """What a fake of build_plan was asked for."""
+    """What a fake of build_engine was asked for."""
     asked = {}
 
     def build(onnx, plan, **choices):
         asked.update(choices, onnx=onnx)
         plan.write_bytes(plan_bytes(machine10.trt) + b" ")
-        from hybrid_rt.tensorrt.builder.build_engine import BuiltPlan
+        from hybrid_rt.tensorrt.builder.build_engine import BuiltEngine
 
         facts = {"library": "tensorrt", "version": "10.3.0", "compute_capability": "8.9"}
-        return BuiltPlan(plan, facts | {"max_batch": 8}, {"weight_share": {"float32": 1.0}}, "")
+        return BuiltEngine(plan, facts | {"max_batch": 8}, {"weight_share": {"float32": 1.0}}, "")
 
-    monkeypatch.setattr("hybrid_rt.tensorrt.builder.build_engine.build_plan", build)
+    monkeypatch.setattr("hybrid_rt.tensorrt.builder.build_engine.build_engine", build)
     return asked
 
 
@@ -470,7 +470,7 @@ def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, asked,
     bundle = Bundle.load(tmp_path)
     bundle.check("model.plan")
     assert bundle.files["model.plan"].built_for == built_for(machine10)
-    assert bundle.files["model.plan"].certificate is None
+    assert bundle.files["model.plan"].parity_report is None
 
 
 def test_an_engine_speaks_of_the_plan_that_it_built(machine10, tmp_path, asked):

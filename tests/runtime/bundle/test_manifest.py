@@ -40,7 +40,7 @@ def bundle(tmp_path):
         spec=SPEC,
         files={
             "model.onnx": describe_file(
-                tmp_path / "model.onnx", precision="fp32", certificate={"passed": True}
+                tmp_path / "model.onnx", precision="fp32", parity_report={"passed": True}
             ),
             "model.plan": describe_file(
                 tmp_path / "model.plan",
@@ -61,8 +61,8 @@ def test_round_trip(bundle, tmp_path):
     again = Bundle.load(tmp_path / "model.json")
     assert again == bundle
     assert again.spec == SPEC
-    assert again.files["model.onnx"].certified
-    assert not again.files["model.plan"].certified
+    assert again.files["model.onnx"].validated
+    assert not again.files["model.plan"].validated
     assert again.files["model.plan"].built_for.compute_capability == "8.9"
     assert again.check("model.plan") == tmp_path / "model.plan"
     golden = again.load_golden()
@@ -108,7 +108,7 @@ def test_missing_and_unlisted(bundle, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bundle_version": 2}, "bundle_version is 2"),
+        ({"bundle_version": 3}, "bundle_version is 3"),
         ({"surprise": 1}, "surprise is unknown"),
         ({"files": []}, "files is list"),
         ({"files": {"../evil.onnx": {}}}, "missing"),
@@ -194,8 +194,8 @@ VALID = json.loads(
                         "version_compatible": False,
                     },
                     "source": "model.onnx",
-                    "receipt": None,
-                    "certificate": {"passed": True},
+                    "dtype_report": None,
+                    "parity_report": {"passed": True},
                 }
             }
         }

@@ -1,4 +1,4 @@
-"""The spec is read out of ONNX files without onnx, and garbage gives typed errors."""
+"""The spec is read out of ONNX files without onnx, and garbage raises typed errors."""
 
 import contextlib
 

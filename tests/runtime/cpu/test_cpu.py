@@ -146,7 +146,7 @@ def test_the_profile_is_kept_and_read_again(monkeypatch, tmp_path):
     assert again.origin == "cached"
     assert again.measurements == first.measurements
     assert len(children.calls) == 1
-    monkeypatch.setenv("LD_PRELOAD", "")  # part of the key
+    monkeypatch.setenv("LD_PRELOAD", "")  # in the key
     cache._profile_of.cache_clear()
     assert cpu_profile("openvino").origin == "probed"
     for kept in (tmp_path / "cache" / "hybrid-rt").glob("*.json"):

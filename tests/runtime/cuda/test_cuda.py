@@ -1,4 +1,4 @@
-"""The driver's answers, PyCUDA's and cuda-bindings' names, and loading TensorRT."""
+"""The driver's return codes, PyCUDA's and cuda-bindings' names, and loading TensorRT."""
 
 import ctypes
 import dataclasses
@@ -206,7 +206,7 @@ def test_an_allocation_of_nothing_has_an_address(gpu):
         assert gpu.pinned((0, 3), np.float32).shape == (0, 3)
 
 
-def test_a_failed_recording_gives_the_stream_back(gpu):
+def test_a_failed_recording_returns_the_stream(gpu):
     gpu, cuda = gpu
 
     def work():

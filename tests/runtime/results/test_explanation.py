@@ -1,4 +1,4 @@
-"""Heatmaps land where they belong on the picture, and the overlay shows them."""
+"""Heatmaps land where they belong on the image, and the overlay shows them."""
 
 import io
 from dataclasses import replace
@@ -20,13 +20,13 @@ def engine(bundle_folder):
         yield engine
 
 
-def test_one_and_many(engine, pictures):
-    one = engine.explain(pictures[0])
+def test_one_and_many(engine, images):
+    one = engine.explain(images[0])
     assert isinstance(one, Explanation)
-    many = engine.explain(pictures, batch_size=4)
-    assert [e.prediction.source for e in many] == [str(p) for p in pictures]
+    many = engine.explain(images, batch_size=4)
+    assert [e.prediction.source for e in many] == [str(p) for p in images]
     np.testing.assert_allclose(one.heatmap_vit, many[0].heatmap_vit, atol=1e-6)
-    for explanation, path in zip(many, pictures, strict=True):
+    for explanation, path in zip(many, images, strict=True):
         with Image.open(path) as image:
             assert explanation.image.size == image.size
         for heatmap in (explanation.heatmap_vit, explanation.heatmap_cnn):
@@ -36,27 +36,27 @@ def test_one_and_many(engine, pictures):
             assert 0.9 < heatmap.max() <= 1
         assert explanation.grids["heatmap_vit"].shape == (4, 4)
     np.testing.assert_allclose(
-        many[1].prediction.logits, engine.predict(pictures[1]).logits, atol=1e-5
+        many[1].prediction.logits, engine.predict(images[1]).logits, atol=1e-5
     )
 
 
-def test_files_are_read_once(engine, pictures):
-    with pictures[0].open("rb") as file:
+def test_files_are_read_once(engine, images):
+    with images[0].open("rb") as file:
         explanation = engine.explain(file)
-    assert explanation.prediction.label == engine.predict(pictures[0]).label
+    assert explanation.prediction.label == engine.predict(images[0]).label
 
 
-def test_errors(engine, pictures, tmp_path, tiny):
+def test_errors(engine, images, tmp_path, tiny):
     with pytest.raises(ImageError, match=r"no\.png"):
-        engine.explain([pictures[0], tmp_path / "no.png"])
-    items = list(engine.stream_explained([pictures[0], tmp_path / "no.png"]))
+        engine.explain([images[0], tmp_path / "no.png"])
+    items = list(engine.stream_explained([images[0], tmp_path / "no.png"]))
     assert isinstance(items[1], PredictionError)
     with HybridEngine(tiny) as plain, pytest.raises(ModelFileError, match="hybrid-export --expl"):
-        plain.explain(pictures[0])
+        plain.explain(images[0])
 
 
-def test_overlay_and_save(engine, pictures, tmp_path):
-    explanation = engine.explain(pictures[0])
+def test_overlay_and_save(engine, images, tmp_path):
+    explanation = engine.explain(images[0])
     sheet = explanation.overlay(max_size=40)
     assert sheet.mode == "RGB"
     assert sheet.width == 3 * 40 + 2 * 6
@@ -69,9 +69,9 @@ def test_overlay_and_save(engine, pictures, tmp_path):
 def test_overlay_is_hot_where_the_heat_is():
     spec = tiny_spec(explain=True)
     engine = HybridEngine.from_session(FakeSession(spec, explain=True), spec)
-    picture = np.zeros((70, 70, 3), np.uint8)
-    picture[10:20, 50:60] = 255  # FakeSession's ViT map is brightness
-    explanation = engine.explain(picture)
+    image = np.zeros((70, 70, 3), np.uint8)
+    image[10:20, 50:60] = 255  # FakeSession's ViT map is brightness
+    explanation = engine.explain(image)
     row, column = np.unravel_index(explanation.heatmap_vit.argmax(), (70, 70))
     assert 8 <= row < 22
     assert 48 <= column < 62
@@ -88,15 +88,15 @@ GRID[0, 0] = 1.0
 @pytest.mark.parametrize("box", [(0, 0, 80, 40), (20, 10, 60, 30)])
 @pytest.mark.parametrize("resize", ["stretch", "fit", "fill"])
 def test_placing_inverts_the_resize(resize, box):
-    """A bright square of the picture, as the model sees it, comes back to its own place."""
+    """A bright square of the image, as the model sees it, comes back to its own place."""
     from hybrid_rt.images import prepare
 
     preprocess = Preprocess(height=32, width=32, resize=resize)
     left, top, right, bottom = box
-    picture = np.zeros((40, 80, 3), np.uint8)
+    image = np.zeros((40, 80, 3), np.uint8)
     y, x = (top + bottom) // 2, (left + right) // 2 + 4
-    picture[y - 3 : y + 3, x - 3 : x + 3] = 255
-    cropped = Image.fromarray(picture[top:bottom, left:right])
+    image[y - 3 : y + 3, x - 3 : x + 3] = 255
+    cropped = Image.fromarray(image[top:bottom, left:right])
     seen = prepare(cropped, preprocess).mean(axis=2).astype(np.float32) / 255  # [32, 32]
     heat = place_heatmap(seen, (80, 40), box, preprocess)
     assert heat.shape == (40, 80)
@@ -129,7 +129,7 @@ def test_a_crop_may_vanish(resize):
         assert heat.shape == (9, 9)
 
 
-def test_a_map_without_heat_stays_cold(pictures):
+def test_a_map_without_heat_stays_cold(images):
     spec = tiny_spec(explain=True)
 
     class Cold(FakeSession):
@@ -140,7 +140,7 @@ def test_a_map_without_heat_stays_cold(pictures):
             return outputs
 
     engine = HybridEngine.from_session(Cold(spec, explain=True), spec)
-    explanation = engine.explain(pictures[0])
+    explanation = engine.explain(images[0])
     assert explanation.heatmap_vit.max() == 0
     assert explanation.heatmap_cnn.max() == 0
     explanation.overlay()
@@ -150,10 +150,10 @@ def test_crop_is_undone():
     spec = tiny_spec(explain=True)
     spec = spec.replace(preprocess=Preprocess(height=32, width=32, crop="breast"))
     engine = HybridEngine.from_session(FakeSession(spec, explain=True), spec)
-    film = np.zeros((120, 100), np.uint8)
-    film[20:110, 0:60] = 120  # a breast at the left edge
-    film[50:60, 20:30] = 250
-    explanation = engine.explain(film)
+    mammogram = np.zeros((120, 100), np.uint8)
+    mammogram[20:110, 0:60] = 120  # a breast at the left edge
+    mammogram[50:60, 20:30] = 250
+    explanation = engine.explain(mammogram)
     assert explanation.heatmap_vit.shape == (120, 100)
     row, column = np.unravel_index(explanation.heatmap_vit.argmax(), (120, 100))
     assert 44 <= row < 66
@@ -161,14 +161,14 @@ def test_crop_is_undone():
     assert explanation.heatmap_cnn[:, 90:].sum() == 0
 
 
-def test_an_abstained_answer_has_a_caption_too(engine, pictures):
-    explanation = engine.explain(pictures[0])
+def test_an_abstained_prediction_has_a_caption_too(engine, images):
+    explanation = engine.explain(images[0])
     abstained = replace(explanation.prediction, label=None, probability=None)
     assert replace(explanation, prediction=abstained).overlay(max_size=40).width > 40
 
 
-def test_a_branch_without_a_say_is_faint(engine, pictures):
-    explanation = engine.explain(pictures[0])
+def test_a_branch_without_a_say_is_faint(engine, images):
+    explanation = engine.explain(images[0])
     loud = np.ones((4, 4), np.float32)
     grids = {"heatmap_vit": loud * 1e-4, "heatmap_cnn": loud}
     explanation = replace(explanation, grids=grids)

@@ -1,4 +1,4 @@
-"""Thresholds of the caller's own, and what the command line makes of wishes."""
+"""Thresholds of the caller's own, and the options of the command line."""
 
 import csv
 import json
@@ -54,30 +54,30 @@ def test_thresholds_of_the_command_line():
             parse_threshold(text)
 
 
-def test_decisions_follow_the_threshold(pictures):
+def test_decisions_follow_the_threshold(images):
     spec = tiny_spec()
     engine = HybridEngine.from_session(FakeSession(spec), spec)
-    assert engine.predict(pictures[0]).decision is None
-    for answer in engine.predict(pictures):
-        value = answer.probabilities["malignant"]
+    assert engine.predict(images[0]).decision is None
+    for prediction in engine.predict(images):
+        value = prediction.probabilities["malignant"]
         at, above = (
-            engine.predict([answer.source], threshold=value)[0],
-            engine.predict(answer.source, threshold=min(1.0, value + 1e-6)),
+            engine.predict([prediction.source], threshold=value)[0],
+            engine.predict(prediction.source, threshold=min(1.0, value + 1e-6)),
         )
         assert at.decision
         assert not above.decision
-        assert at.label == above.label == answer.label
+        assert at.label == above.label == prediction.label
 
 
-def test_abstaining_needs_a_model_that_knows(tiny, pictures):
+def test_abstaining_needs_a_model_that_knows(tiny, images):
     spec = tiny_spec()
     engine = HybridEngine.from_session(FakeSession(spec), spec)
     with pytest.raises(
-        ModelFileError, match=r"does not know its training pictures.*train it again"
+        ModelFileError, match=r"has no out-of-distribution detector.*train it again"
     ):
-        engine.predict(pictures[0], abstain=True)
+        engine.predict(images[0], abstain=True)
     with HybridEngine(tiny) as opened, pytest.raises(ModelFileError, match="cannot abstain"):
-        opened.stream(pictures, abstain=True)
+        opened.stream(images, abstain=True)
 
 
 @pytest.fixture
@@ -85,31 +85,31 @@ def calibrated(tmp_path):
     values = tuple(1 - i / 20 for i in range(12))
     table = RankTable(count=12, probabilities=values)
     conformal = Conformal(
-        labels=("benign", "malignant"), pictures=table,
+        labels=("benign", "malignant"), images=table,
         classes={"benign": table, "malignant": RankTable(count=2, probabilities=(0.9, 0.8))},
     )  # fmt: skip
     spec = tiny_spec(extras={"conformal": conformal.to_dict()})
     return write_tiny_onnx(tmp_path / "model.onnx", spec)
 
 
-def test_the_command(calibrated, pictures, tmp_path, capsys):
+def test_the_command(calibrated, images, tmp_path, capsys):
     output = tmp_path / "a.csv"
     asked = ["--coverage", "0.75", "--threshold", "benign=0.01"]
-    assert main([str(calibrated), *map(str, pictures), *asked, "--format", "csv",
+    assert main([str(calibrated), *map(str, images), *asked, "--format", "csv",
                  "--output", str(output)]) == 0  # fmt: skip
     err = capsys.readouterr().err
     assert err.startswith("hybrid-predict: malignant is in every set: a coverage of 0.75 needs 3 ")
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert all("malignant" in row["label_set"].split(" | ") for row in rows)
+    assert all("malignant" in row["prediction_set"].split(" | ") for row in rows)
     assert {row["decision"] for row in rows} <= {"benign", "not benign"}
-    assert list(rows[0])[-3:] == ["decision", "label_set", "error"]
-    assert main([str(calibrated), str(pictures[0]), "--coverage", "0.75", "--coverage-by",
-                 "picture", "--format", "jsonl"]) == 0  # fmt: skip
+    assert list(rows[0])[-3:] == ["decision", "prediction_set", "error"]
+    assert main([str(calibrated), str(images[0]), "--coverage", "0.75", "--coverage-by",
+                 "image", "--format", "jsonl"]) == 0  # fmt: skip
     out, err = capsys.readouterr()
-    assert json.loads(out)["coverage"] == {"wanted": 0.75, "by": "picture", "note": ""}
+    assert json.loads(out)["coverage"] == {"wanted": 0.75, "by": "image", "note": ""}
     assert err == ""
-    assert main([str(calibrated), str(pictures[0]), "--coverage", "0.75"]) == 0
+    assert main([str(calibrated), str(images[0]), "--coverage", "0.75"]) == 0
     assert "{" in capsys.readouterr().out.splitlines()[2]
 
 
@@ -118,11 +118,11 @@ def test_the_command(calibrated, pictures, tmp_path, capsys):
     [
         (["--coverage", "1"], "coverage is 1.0; expected above 0 and below 1"),
         (["--threshold", "lots"], "threshold 'lots'; expected a probability"),
-        (["--abstain"], "does not know its training pictures"),
+        (["--abstain"], "has no out-of-distribution detector"),
     ],
 )
-def test_wishes_that_the_command_refuses(calibrated, pictures, capsys, options, message):
-    assert main([str(calibrated), str(pictures[0]), *options]) == 2
+def test_options_that_the_command_refuses(calibrated, images, capsys, options, message):
+    assert main([str(calibrated), str(images[0]), *options]) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert out == ""

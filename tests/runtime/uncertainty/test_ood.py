@@ -1,4 +1,4 @@
-"""Novelty at run time: the file beside the model, foreign pictures, abstaining, damaged files."""
+"""The detector at run time: the file beside the model, outliers, abstaining, damaged files."""
 
 import csv
 import json
@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from factories.parity_reports import certificate
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import DigestError, HybridEngine, ModelFileError, SpecError, UsageError
 from hybrid_rt.bundle.manifest import Bundle, describe_file
 from hybrid_rt.cli import main
 from hybrid_rt.testing import FakeSession
-from hybrid_rt.uncertainty.ood import EXTRAS_KEY, NOVELTY_NAME, Novelty, NoveltyEntry
+from hybrid_rt.uncertainty.ood import EXTRAS_KEY, OOD_NAME, OodDetector, OodEntry
 
 SIZE = 32
 
 
 def gaussian(features, false_alarms=0.01):
-    """A Novelty of some features, by numpy alone: no directions, one variance."""
+    """A detector of some features, by numpy alone: no directions, one variance."""
     mean = features.mean(0).astype(np.float32)
-    bare = Novelty(
+    bare = OodDetector(
         mean=mean,
         scale=np.full_like(mean, features.std()),
         basis=np.empty((0, mean.size), np.float32),
@@ -37,7 +37,7 @@ def gaussian(features, false_alarms=0.01):
 
 @pytest.fixture(scope="module")
 def grey():
-    """Pictures that the model knows: dim noise, each with a brightness of its own."""
+    """Images like the training's: dim noise, each with a brightness of its own."""
     random = np.random.default_rng(3)
     noise = random.integers(0, 60, (40, SIZE, SIZE, 3), np.uint8)
     return noise + random.integers(0, 60, (40, 1, 1, 1), np.uint8)
@@ -45,16 +45,16 @@ def grey():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, grey):
-    """model.onnx, its novelty file and model.json."""
-    folder = tmp_path_factory.mktemp("novelty")
+    """model.onnx, its detector's file and model.json."""
+    folder = tmp_path_factory.mktemp("ood")
     path = write_tiny_onnx(folder / "model.onnx", tiny_spec(size=SIZE))
     with HybridEngine(path, backend="onnxruntime") as engine:
-        entry = gaussian(engine.features(grey)).save(folder / NOVELTY_NAME)
+        entry = gaussian(engine.features(grey)).save(folder / OOD_NAME)
     spec = tiny_spec(size=SIZE, extras={EXTRAS_KEY: entry.to_dict()})
     write_tiny_onnx(path, spec)
     Bundle(
         spec=spec,
-        files={"model.onnx": describe_file(path, precision="fp32", certificate=certificate())},
+        files={"model.onnx": describe_file(path, precision="fp32", parity_report=parity_report())},
     ).save(folder)
     return folder
 
@@ -74,34 +74,34 @@ def white(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["", "model.onnx"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_foreign_pictures_are_known(folder, grey, white, name, backend):
+def test_out_of_distribution_images_are_flagged(folder, grey, white, name, backend):
     with HybridEngine(folder / name, backend=backend) as engine:
-        assert engine.knows_novelty
-        known, foreign = engine.predict(grey), engine.predict(white)
-        assert max(p.novelty for p in known) <= 1.01
-        assert [p.foreign for p in known].count(True) <= 1
-        assert foreign.novelty > 3
-        assert foreign.foreign
-        assert foreign.label is not None  # it still answers, unless it is told to abstain
-        assert "unlike the training pictures" in foreign.headline
-        alone = [engine.predict(picture).novelty for picture in grey[:5]]
-        gap = np.abs(np.subtract(alone, [p.novelty for p in known[:5]])).max()
+        assert engine.detects_ood
+        known, outlier = engine.predict(grey), engine.predict(white)
+        assert max(p.ood_score for p in known) <= 1.01
+        assert [p.is_ood for p in known].count(True) <= 1
+        assert outlier.ood_score > 3
+        assert outlier.is_ood
+        assert outlier.label is not None  # it still predicts, unless it is told to abstain
+        assert "unlike the training images" in outlier.headline
+        alone = [engine.predict(image).ood_score for image in grey[:5]]
+        gap = np.abs(np.subtract(alone, [p.ood_score for p in known[:5]])).max()
         assert gap < 1e-4, gap
 
 
 def test_abstaining(folder, grey, white):
     with HybridEngine(folder) as engine:
-        known, foreign = engine.predict([grey[0], str(white)], abstain=True, threshold=0.0)
+        known, outlier = engine.predict([grey[0], str(white)], abstain=True, threshold=0.0)
         assert known.label in engine.spec.classes
         assert not known.abstained
         assert known.decision
-        assert foreign.abstained
-        assert (foreign.label, foreign.probability) == (None, None)
-        assert (foreign.decision, foreign.label_set) == (None, None)
-        assert set(foreign.probabilities) == set(engine.spec.classes)
-        assert json.loads(json.dumps(foreign.to_dict()))["label"] is None
-        assert foreign.headline.startswith("abstained")
-        assert "abstained" in foreign._repr_html_()
+        assert outlier.abstained
+        assert (outlier.label, outlier.probability) == (None, None)
+        assert (outlier.decision, outlier.prediction_set) == (None, None)
+        assert set(outlier.probabilities) == set(engine.spec.classes)
+        assert json.loads(json.dumps(outlier.to_dict()))["label"] is None
+        assert outlier.headline.startswith("abstained")
+        assert "abstained" in outlier._repr_html_()
         assert next(iter(engine.stream([white], abstain=True))).abstained
         both = engine.predict([grey[0], str(white)], abstain=True)
         assert both.labels == [known.label, None]
@@ -109,34 +109,34 @@ def test_abstaining(folder, grey, white):
         assert "abstained" in both._repr_html_()
 
 
-def test_the_command(folder, white, pictures, tmp_path, capsys):
+def test_the_command(folder, white, images, tmp_path, capsys):
     output = tmp_path / "a.csv"
-    paths = [str(white), str(pictures[0])]
+    paths = [str(white), str(images[0])]
     assert main([str(folder), *paths, "--abstain", "--format", "csv", "--output", str(output)]) == 0
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["label"] == rows[0]["probability"] == ""
-    assert rows[0]["foreign"] == "true"
-    assert float(rows[0]["novelty"]) > 3
-    assert list(rows[0])[-3:] == ["novelty", "foreign", "error"]
+    assert rows[0]["is_ood"] == "true"
+    assert float(rows[0]["ood_score"]) > 3
+    assert list(rows[0])[-3:] == ["ood_score", "is_ood", "error"]
     assert main([str(folder), *paths, "--abstain"]) == 0
     assert capsys.readouterr().out.splitlines()[2].split()[1] == "abstained"
     assert main([str(folder), str(white), "--format", "jsonl"]) == 0
     line = json.loads(capsys.readouterr().out)
-    assert line["foreign"] is True
+    assert line["is_ood"] is True
     assert line["label"] is not None
 
 
-def test_without_its_file_a_model_answers_but_does_not_abstain(copied, white):
-    (copied / NOVELTY_NAME).unlink()
+def test_without_its_file_a_model_predicts_but_does_not_abstain(copied, white):
+    (copied / OOD_NAME).unlink()
     with HybridEngine(copied) as engine:
-        assert engine.predict(white).foreign is None
-        with pytest.raises(ModelFileError, match=r"model\.novelty\.npz is not in .*copy the whole"):
+        assert engine.predict(white).is_ood is None
+        with pytest.raises(ModelFileError, match=r"model\.ood\.npz is not in .*copy the whole"):
             engine.predict(white, abstain=True)
 
 
 def test_another_file_is_an_error(copied):
-    path = copied / NOVELTY_NAME
+    path = copied / OOD_NAME
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -148,32 +148,32 @@ def test_files_that_do_not_fit(tmp_path, grey):
     good = gaussian(np.random.default_rng(0).normal(0, 1, (50, 16)).astype(np.float32))
     spec = tiny_spec()
 
-    def load(novelty_or_bytes, **changes):
-        path = tmp_path / NOVELTY_NAME
-        if isinstance(novelty_or_bytes, bytes):
-            path.write_bytes(novelty_or_bytes)
+    def load(detector_or_bytes, **changes):
+        path = tmp_path / OOD_NAME
+        if isinstance(detector_or_bytes, bytes):
+            path.write_bytes(detector_or_bytes)
             from hybrid_rt.files import sha256_bytes
 
-            entry = NoveltyEntry(
-                file=NOVELTY_NAME, sha256=sha256_bytes(novelty_or_bytes), false_alarms=0.01
+            entry = OodEntry(
+                file=OOD_NAME, sha256=sha256_bytes(detector_or_bytes), false_alarms=0.01
             )
         else:
-            entry = novelty_or_bytes.save(path)
+            entry = detector_or_bytes.save(path)
         data = {**entry.to_dict(), **changes}
-        return Novelty.load(tmp_path, spec.replace(extras={EXTRAS_KEY: data}))
+        return OodDetector.load(tmp_path, spec.replace(extras={EXTRAS_KEY: data}))
 
     again = load(good)
     assert all(
         np.array_equal(getattr(again, n), getattr(good, n)) for n in ("mean", "scale", "reference")
     )
     assert load(good, false_alarms=0.2).threshold < again.threshold
-    with pytest.raises(ModelFileError, match="is not a novelty file"):
+    with pytest.raises(ModelFileError, match="is not an out-of-distribution file"):
         load(b"no npz at all")
     other = gaussian(np.random.default_rng(0).normal(0, 1, (50, 7)).astype(np.float32))
     with pytest.raises(ModelFileError, match="is for 7 features; the model has 16"):
         load(other)
     for change, message in (
-        ({"file": "../model.novelty.npz"}, "expected a plain file name"),
+        ({"file": "../model.ood.npz"}, "expected a plain file name"),
         ({"file": ".hidden"}, "expected a plain file name"),
         ({"sha256": "abc"}, "expected 64 hexadecimal digits"),
         ({"false_alarms": 0}, "expected between 0 and 1"),
@@ -187,10 +187,10 @@ def test_files_that_do_not_fit(tmp_path, grey):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("mean", np.full(16, np.nan, np.float32), "novelty mean .*expected finite float32"),
-        ("mean", np.zeros(16), "novelty mean is float64"),
-        ("basis", np.zeros((2, 5), np.float32), "novelty basis"),
-        ("variances", np.ones(3, np.float32), "novelty variances"),
+        ("mean", np.full(16, np.nan, np.float32), "OOD detector's mean .*expected finite float32"),
+        ("mean", np.zeros(16), "OOD detector's mean is float64"),
+        ("basis", np.zeros((2, 5), np.float32), "OOD detector's basis"),
+        ("variances", np.ones(3, np.float32), "OOD detector's variances"),
         ("scale", np.zeros(16, np.float32), "expected positive numbers"),
         ("reference", np.array([2, 1], np.float32), "distances that rise"),
         ("reference", np.empty(0, np.float32), "distances that rise, at least one"),
@@ -211,7 +211,7 @@ def test_the_threshold_has_the_finite_sample_rank():
     assert replace(good, reference=reference[:50]).threshold == 50  # too few: the largest
 
 
-def test_features_that_are_not_finite_are_foreign():
+def test_features_that_are_not_finite_are_flagged():
     good = gaussian(np.random.default_rng(0).normal(0, 1, (50, 16)).astype(np.float32))
     features = np.zeros((3, 16), np.float32)
     features[0, 3], features[1, 3], features[2, 3] = np.nan, np.inf, 3e38
@@ -221,13 +221,13 @@ def test_features_that_are_not_finite_are_foreign():
     json.dumps(scores.tolist(), allow_nan=False)
 
 
-def test_models_without_novelty_say_so():
+def test_models_without_detector_say_so():
     spec = tiny_spec()
     engine = HybridEngine.from_session(FakeSession(spec), spec)
-    answer = engine.predict(np.zeros((32, 32, 3), np.uint8))
-    assert (answer.novelty, answer.foreign) == (None, None)
-    assert "novelty" not in answer.to_dict()
-    with pytest.raises(ModelFileError, match="does not know its training pictures"):
+    prediction = engine.predict(np.zeros((32, 32, 3), np.uint8))
+    assert (prediction.ood_score, prediction.is_ood) == (None, None)
+    assert "ood_score" not in prediction.to_dict()
+    with pytest.raises(ModelFileError, match="has no out-of-distribution detector"):
         engine.rules(abstain=True)
     with pytest.raises(UsageError):
         engine.rules(threshold=2)

@@ -27,7 +27,7 @@ def names_of(samples):
     return {samples.classes[label] for label in samples.labels}
 
 
-def test_hub_columns_give_cancer_by_default(hub):
+def test_hub_columns_default_to_cancer(hub):
     samples = open_data(str(hub), DataOptions())
     assert samples.task == "cancer"
     assert samples.classes == ("no cancer", "cancer")
@@ -91,7 +91,7 @@ def test_a_missing_column_lists_those_there(hub, capsys):
 
 def test_one_class_only(tmp_path):
     write_parquet(tmp_path, patients=2, seed=0, size=64, prevalence=0.0)
-    with pytest.raises(DataError, match=r"one class only for 'cancer': 0 \(8 pictures\)"):
+    with pytest.raises(DataError, match=r"one class only for 'cancer': 0 \(8 images\)"):
         open_data(str(tmp_path), DataOptions())
 
 
@@ -101,13 +101,13 @@ def parquet(path, rows, **types):
     return path
 
 
-def picture(value, mode="L", size=(20, 20)):
+def made_image(value, mode="L", size=(20, 20)):
     return Image.new(mode, size, value)
 
 
 def test_groups_with_nulls_are_refused(tmp_path):
     rows = [
-        {"image": picture(i), "patient_id": None if i == 3 else i // 2, "label": i % 2}
+        {"image": made_image(i), "patient_id": None if i == 3 else i // 2, "label": i % 2}
         for i in range(20)
     ]
     path = parquet(
@@ -121,21 +121,21 @@ def test_groups_with_nulls_are_refused(tmp_path):
 
 
 def test_class_label_names_are_kept(tmp_path):
-    rows = [{"image": picture(i), "label": i % 2} for i in range(4)]
+    rows = [{"image": made_image(i), "label": i % 2} for i in range(4)]
     path = parquet(tmp_path / "a.parquet", rows, label=datasets.ClassLabel(names=["cat", "dog"]))
     assert open_data(str(path), DataOptions()).classes == ("cat", "dog")
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Class folders with pictures of many modes and sizes, and one that is damaged."""
+    """Class folders with images of many modes and sizes, and one that is damaged."""
     root = tmp_path / "mixed"
     kinds = [("L", 90), ("RGB", (9, 200, 30)), ("RGBA", (9, 8, 7, 100)), ("I;16", 40000), ("P", 3)]
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
         for i in range(20):
             mode, value = kinds[i % len(kinds)]
-            picture(value, mode, (20 + i, 30 - i)).save(root / name / f"{i:02}.png")
+            made_image(value, mode, (20 + i, 30 - i)).save(root / name / f"{i:02}.png")
     (root / "a" / "07.png").write_bytes((root / "a" / "07.png").read_bytes()[:40])
     return root
 
@@ -143,34 +143,34 @@ def mixed(tmp_path):
 TINY = ["--preset", "tiny", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
 
 
-def test_a_damaged_picture_is_named_and_fatal_by_default(mixed, tmp_path, capsys):
+def test_a_damaged_image_is_named_and_fatal_by_default(mixed, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([str(mixed), *TINY, "--output", str(run)]) == 2
     error = capsys.readouterr().err
-    assert "1 of 40 pictures cannot be read: a/07.png" in error
+    assert "1 of 40 images cannot be read: a/07.png" in error
     assert "--on-bad-image skip" in error
     assert not run.exists()
 
 
-def test_a_damaged_picture_can_be_left_out(mixed, tmp_path, capsys):
+def test_a_damaged_image_can_be_left_out(mixed, tmp_path, capsys):
     run = tmp_path / "run"
     assert main([str(mixed), *TINY, "--output", str(run), "--on-bad-image", "skip"]) == 0
-    assert "left out 1 pictures that cannot be read: a/07.png" in capsys.readouterr().out
+    assert "left out 1 images that cannot be read: a/07.png" in capsys.readouterr().out
     assert "a/07.png" not in (run / "split.json").read_text()
 
 
 def test_split_folders_are_used_as_given(tmp_path):
-    for part, count in (("train", 12), ("valid", 4), ("test", 4)):
+    for subset, count in (("train", 12), ("valid", 4), ("test", 4)):
         for i in range(count):
-            path = tmp_path / part / "ab"[i % 2] / f"{i}.png"
+            path = tmp_path / subset / "ab"[i % 2] / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture(i).save(path)
+            made_image(i).save(path)
     samples = open_data(str(tmp_path), DataOptions())
     split = make_split(samples)
     assert samples.classes == ("a", "b")
-    for name, part in split.parts().items():
+    for name, subset in split.subsets().items():
         folder = {"val": "valid"}.get(name, name)
-        assert {samples.names[i].split("/")[0] for i in part} == {folder}
+        assert {samples.names[i].split("/")[0] for i in subset} == {folder}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_data_that_is_not_there(data, message, monkeypatch):
 
 
 def test_an_empty_folder_says_what_is_expected(tmp_path):
-    with pytest.raises(DataError, match=r"holds no pictures in sub-folders; expected .*/CLASS/"):
+    with pytest.raises(DataError, match=r"holds no images in sub-folders; expected .*/CLASS/"):
         open_data(str(tmp_path), DataOptions())
 
 
@@ -222,22 +222,22 @@ def test_no_patient_is_on_two_sides(seed):
     order = rng.permutation(len(groups))
     samples = grouped(labels[order], groups[order])
     split = make_split(samples, seed=seed)
-    sides = [set(samples.groups[part].tolist()) for part in split.parts().values()]
+    sides = [set(samples.groups[subset].tolist()) for subset in split.subsets().values()]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not sides[a] & sides[b]
-    assert sum(map(len, split.parts().values())) == len(samples)
+    assert sum(map(len, split.subsets().values())) == len(samples)
     assert set.union(*sides) == set(samples.groups.tolist())
-    for part in split.parts().values():
-        share = samples.labels[part].mean()
+    for subset in split.subsets().values():
+        share = samples.labels[subset].mean()
         assert abs(share - samples.labels.mean()) < 0.12
 
 
 def test_a_given_split_that_shares_patients_is_reported():
     samples = grouped([0, 1] * 6, [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 4, 4])
-    parts = np.array(["train"] * 8 + ["val"] * 4)
+    subsets = np.array(["train"] * 8 + ["val"] * 4)
     from dataclasses import replace
 
-    samples = replace(samples, given_split=parts)
+    samples = replace(samples, given_split=subsets)
     notes = warnings_of(samples, make_split(samples))
     assert notes == ["1 patient_id stand on two sides of the data's own split: its metrics are "
                      "too good"]  # fmt: skip
@@ -249,7 +249,7 @@ def test_the_split_is_kept_for_a_resumed_run_and_bound_to_its_data(tmp_path):
     save_split(tmp_path / "split.json", samples, split)
     again = load_split(tmp_path / "split.json", samples)
     for name in ("train", "val", "test"):
-        assert np.array_equal(split.parts()[name], again.parts()[name])
+        assert np.array_equal(split.subsets()[name], again.subsets()[name])
     other = grouped([1, 0] * 40, np.arange(80) // 2)
     with pytest.raises(DataError, match="the data changed since the run began"):
         load_split(tmp_path / "split.json", other)
@@ -272,7 +272,7 @@ def test_the_label_is_not_the_group(hub):
 
 
 def test_classes_too_small_for_a_split():
-    with pytest.raises(DataError, match="fewer than 7 pictures of each class of 't'"):
+    with pytest.raises(DataError, match="fewer than 7 images of each class of 't'"):
         make_split(grouped([0, 1] * 5, np.arange(10)))
 
 
@@ -287,11 +287,11 @@ def test_phantoms_are_read_as_any_table(hub):
 
 
 def test_paths_in_a_table_are_of_its_folder(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     rows = []
     for i in range(4):
-        picture(50 * i).save(tmp_path / "pictures" / f"{i}.png")
-        rows.append({"image": f"pictures/{i}.png", "label": i % 2})
+        made_image(50 * i).save(tmp_path / "images" / f"{i}.png")
+        rows.append({"image": f"images/{i}.png", "label": i % 2})
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     samples = open_data(str(tmp_path / "a.parquet"), DataOptions())
     pixels = [np.asarray(Image.open(samples.source(i)))[0, 0] for i in range(4)]

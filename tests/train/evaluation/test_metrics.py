@@ -44,11 +44,11 @@ def test_positive_can_be_the_first_class():
         evaluate(logits_of(P), Y, ("healthy", "cancer"), positive="flu")
 
 
-def test_a_class_absent_from_the_split_gives_null_and_a_note():
+def test_a_class_absent_from_the_split_is_null_and_a_note():
     logits = np.eye(3)[[0, 1, 1, 0]]
     result = evaluate(logits, np.array([0, 1, 1, 0]), ("a", "b", "c"), bootstrap=20)
     assert result["per_class"][2]["auroc"] is None
-    assert result["notes"] == ["no picture of class 'c' in this split"]
+    assert result["notes"] == ["no image of class 'c' in this split"]
     one = evaluate(logits_of(P), np.zeros(4, int), ("a", "b"), bootstrap=20)
     assert one["auroc"] is None
     assert one["auroc_interval"] is None
@@ -63,8 +63,8 @@ def test_quick_is_evaluate_in_short():
         assert value == pytest.approx(full[name])
 
 
-def test_the_interval_draws_patients_not_pictures():
-    """A hundred copies of each patient's picture must not make the interval narrower."""
+def test_the_interval_draws_patients_not_images():
+    """A hundred copies of each patient's image must not make the interval narrower."""
     rng = np.random.default_rng(1)
     labels = np.arange(40) % 2
     probabilities = np.clip(0.5 + 0.25 * (labels - 0.5) + rng.normal(0, 0.2, 40), 0.01, 0.99)
@@ -112,10 +112,10 @@ def test_the_fast_interval_equals_drawing_with_scikit_learn(classes, grouped):
     assert fast == pytest.approx(slow, abs=1e-12)
 
 
-def test_no_pictures_and_lost_logits_are_errors():
-    with pytest.raises(DataError, match="no pictures to measure"):
+def test_no_images_and_lost_logits_are_errors():
+    with pytest.raises(DataError, match="no images to measure"):
         evaluate(np.zeros((0, 2)), np.zeros(0, int), ("a", "b"))
-    with pytest.raises(TrainingError, match="logits of 1 of 2 pictures are not finite"):
+    with pytest.raises(TrainingError, match="logits of 1 of 2 images are not finite"):
         evaluate(np.array([[0, 1], [np.nan, 0]]), np.array([0, 1]), ("a", "b"))
 
 
@@ -177,7 +177,7 @@ def test_youden_takes_the_best_sum():
 
 
 def test_saturated_probabilities_leave_the_threshold_at_one():
-    """1 - 1e-12 is 1 for a runtime in float32: no threshold parts these negatives off."""
+    """1 - 1e-12 is 1 for a runtime in float32: no threshold separates these negatives."""
     scores = np.array([0.0, 1.0 - 1e-12, 1.0, 1.0])
     point = choose_operating_point(
         scores, np.array([0, 0, 0, 1]), positive="cancer", criterion="specificity=0.9"

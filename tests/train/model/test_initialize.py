@@ -15,7 +15,7 @@ TINY = ["--preset", "tiny", "--epochs", "1", "--batch-size", "8", "--precision",
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Dark and bright pictures, one in four bright."""
+    """Dark and bright images, one in four bright."""
     root = tmp_path_factory.mktemp("data") / "brightness"
     rng = np.random.default_rng(0)
     for i in range(64):

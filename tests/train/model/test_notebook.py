@@ -1,4 +1,4 @@
-"""The original notebook's checkpoints give the notebook's logits."""
+"""The original notebook's checkpoints return the notebook's logits."""
 
 import pickle
 
@@ -69,7 +69,7 @@ def random_notebook(head):
 
 
 @pytest.mark.parametrize("head", ["mlp", "simple"])
-def test_converted_notebook_gives_the_notebook_logits(tmp_path, head):
+def test_converted_notebook_returns_the_notebook_logits(tmp_path, head):
     notebook = random_notebook(head)
     path = tmp_path / "birads_classification_combined_model_vit_resnet50_adamW.pth"
     torch.save(notebook.state_dict(), path)
@@ -98,7 +98,7 @@ def test_unknown_names_are_named(tmp_path):
         load_checkpoint(tmp_path / "a.pth")
 
 
-def test_a_foreign_state_dict_says_what_is_expected(tmp_path):
+def test_an_unknown_state_dict_says_what_is_expected(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"holds conv\.weight.*feature_extractor"):
         load_checkpoint(tmp_path / "a.pth")

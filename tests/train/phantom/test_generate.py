@@ -1,4 +1,4 @@
-"""Phantoms: the hub dataset's schema, equal pictures for equal seeds, no shortcut."""
+"""Phantoms: the hub dataset's schema, equal images for equal seeds, no shortcut."""
 
 import datasets
 import numpy as np
@@ -43,10 +43,10 @@ def pixels(rows):
     return [np.asarray(row["image"]) for row in rows]
 
 
-def test_equal_seeds_give_equal_pictures_however_the_work_is_divided():
+def test_equal_seeds_make_equal_images_however_the_work_is_divided():
     whole = list(generate(3, seed=7, **SMALL))
-    parts = [*generate(1, seed=7, **SMALL), *generate(2, seed=7, start=1, **SMALL)]
-    for a, b in zip(whole, parts, strict=True):
+    pieces = [*generate(1, seed=7, **SMALL), *generate(2, seed=7, start=1, **SMALL)]
+    for a, b in zip(whole, pieces, strict=True):
         assert np.array_equal(np.asarray(a.pop("image")), np.asarray(b.pop("image")))
         assert a == b
     other = pixels(generate(3, seed=8, **SMALL))
@@ -119,7 +119,7 @@ def test_both_views_of_a_breast_show_the_lesion():
     }
 
 
-def test_brightness_does_not_give_the_label_away():
+def test_brightness_does_not_reveal_the_label():
     rows = list(generate(200, seed=11, size=96))
     labels = [row["cancer"] for row in rows]
     images = pixels(rows)
@@ -168,7 +168,7 @@ def test_command_writes_parquet_and_a_page(tmp_path, capsys):
     argv = [str(tmp_path), "--patients", "2", "--size", "64", "--preview", str(page)]
     assert main(argv) == 0
     assert page.read_bytes().startswith(b"\x89PNG")
-    assert "8 pictures" in capsys.readouterr().out
+    assert "8 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Calibration data: rounding, compact tables, and coverage on pictures not used for them."""
+"""Calibration data: rounding, compact tables, and coverage on images not used for them."""
 
 import json
 
@@ -20,7 +20,7 @@ from hybrid_train.posthoc.conformal import (
 CLASSES = ("no cancer", "cancer")
 
 
-def answers(rng, count, prevalence=0.2):
+def draws(rng, count, prevalence=0.2):
     """Probabilities of a calibrated two-class model of middling skill, and true labels."""
     score = rng.normal(0, 1.5, count) + np.log(prevalence / (1 - prevalence))
     p = 1 / (1 + np.exp(-score))
@@ -37,7 +37,7 @@ def test_rounding_down():
     assert rounded_down(0.0) == rounded_down(1e-320) == 0.0
 
 
-def test_a_table_of_few_pictures_is_whole():
+def test_a_table_of_few_images_is_whole():
     values = np.random.default_rng(0).random(40)
     kept = table(values, 40)
     assert kept.ranks is None
@@ -69,7 +69,7 @@ def test_the_spec_stays_small(classes):
     conformal = calibrate(probabilities, labels, names, groups=labels)
     text = json.dumps(conformal.to_dict())
     assert len(text) < 20_000, len(text)
-    tables = [conformal.pictures, *conformal.classes.values()]
+    tables = [conformal.images, *conformal.classes.values()]
     assert sum(len(t.probabilities) for t in tables) <= ENTRIES
     assert bool(conformal.classes) == (classes < 40)
     spec = ModelSpec(
@@ -77,27 +77,27 @@ def test_the_spec_stays_small(classes):
         cnn=Branch(model="c", features=1), head=Head(), extras={"conformal": json.loads(text)},
     )  # fmt: skip
     assert Conformal.of(spec) == conformal
-    assert conformal.rule(0.9, "picture").coverage == 0.9
+    assert conformal.rule(0.9, "image").coverage == 0.9
 
 
-@pytest.mark.parametrize("by", ["class", "picture"])
+@pytest.mark.parametrize("by", ["class", "image"])
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_coverage_is_kept(by, coverage):
     """Over many draws of calibration data, the mean coverage is the wanted one or a bit more."""
     rng = np.random.default_rng(1)
     covered = []
     for _ in range(200):
-        conformal = calibrate(*answers(rng, 400), CLASSES)
+        conformal = calibrate(*draws(rng, 400), CLASSES)
         rule = conformal.rule(coverage, by)
-        probabilities, labels = answers(rng, 2000)
+        probabilities, labels = draws(rng, 2000)
         inside = sets(conformal, probabilities, coverage, by)[np.arange(2000), labels]
         thresholds = np.array([rule.thresholds[name] for name in CLASSES])
         reached = probabilities[np.arange(2000), labels] >= thresholds[labels]
         assert (inside >= reached).all()  # the most probable label is added, none taken away
-        parts = [labels == c for c in (0, 1)] if by == "class" else [np.ones(2000, bool)]
-        covered.append([reached[part].mean() for part in parts])
+        masks = [labels == c for c in (0, 1)] if by == "class" else [np.ones(2000, bool)]
+        covered.append([reached[mask].mean() for mask in masks])
     mean = np.mean(covered, 0)
-    # 200 draws of about 80 or 400 calibration pictures: the mean is known to about 0.003.
+    # 200 draws of about 80 or 400 calibration images: the mean is known to about 0.003.
     assert (mean > coverage - 0.008).all(), mean
     assert (mean < coverage + 0.02).all(), mean
 
@@ -105,10 +105,10 @@ def test_coverage_is_kept(by, coverage):
 def test_marginal_coverage_can_miss_the_rare_class():
     """Why the default counts within each class."""
     rng = np.random.default_rng(2)
-    conformal = calibrate(*answers(rng, 4000, 0.05), CLASSES)
-    probabilities, labels = answers(rng, 4000, 0.05)
+    conformal = calibrate(*draws(rng, 4000, 0.05), CLASSES)
+    probabilities, labels = draws(rng, 4000, 0.05)
     rows = {(r["by"], r["wanted"]): r for r in measure(conformal, probabilities, labels)}
-    assert rows["picture", 0.9]["coverage"] >= 0.88
-    assert rows["picture", 0.9]["per_class"]["cancer"] < 0.4
+    assert rows["image", 0.9]["coverage"] >= 0.88
+    assert rows["image", 0.9]["per_class"]["cancer"] < 0.4
     assert rows["class", 0.9]["per_class"]["cancer"] > 0.84
-    assert rows["class", 0.9]["mean_size"] > rows["picture", 0.9]["mean_size"]
+    assert rows["class", 0.9]["mean_size"] > rows["image", 0.9]["mean_size"]

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from hybrid_rt.images import load_pixels
 from hybrid_rt.uncertainty.conformal import Conformal
-from hybrid_rt.uncertainty.ood import Novelty
+from hybrid_rt.uncertainty.ood import OodDetector
 from hybrid_train.cli import main
 from hybrid_train.data.samples import DataOptions
 from hybrid_train.data.sources import open_data
@@ -35,20 +35,20 @@ def test_the_spec_has_what_was_fitted(run):
     _, spec = load_checkpoint(run)
     metrics = json.loads((run / "metrics.json").read_text())
     conformal = Conformal.of(spec)
-    assert conformal.pictures.count == metrics["val"]["count"]
-    assert sum(t.count for t in conformal.classes.values()) == conformal.pictures.count
+    assert conformal.images.count == metrics["val"]["count"]
+    assert sum(t.count for t in conformal.classes.values()) == conformal.images.count
     split = json.loads((run / "split.json").read_text())
-    assert len(split["val"]) / 4 == conformal.groups == 3  # four pictures a patient
+    assert len(split["val"]) / 4 == conformal.groups == 3  # four images a patient
     assert spec.operating_point.criterion == "sensitivity=0.8"
     assert metrics["val"]["operating_point"]["sensitivity"] == spec.operating_point.sensitivity
     assert metrics["val"]["operating_point"]["sensitivity"] >= 0.8
     assert metrics["test"]["operating_point"]["threshold"] == spec.operating_point.threshold
-    assert {row["by"] for row in metrics["test"]["label_sets"]} == {"class", "picture"}
+    assert {row["by"] for row in metrics["test"]["prediction_sets"]} == {"class", "image"}
     assert len(spec.to_json()) < 20_000
-    assert metrics["val"]["called_foreign"] <= 0.1
+    assert metrics["val"]["ood_rate"] <= 0.1
 
 
-def test_the_novelty_knows_the_training_pictures(run):
+def test_the_detector_fits_the_training_images(run):
     """Its mean is that of the runtime's own pixels through the network."""
     model, spec = load_checkpoint(run)
     samples = open_data(str(run.parent / "data"), DataOptions())
@@ -57,38 +57,38 @@ def test_the_novelty_knows_the_training_pictures(run):
     pixels = np.stack([load_pixels(source, spec.preprocess) for source in sources])
     with torch.no_grad():
         features = model.forward_features(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0)
-    novelty = Novelty.load(run, spec)
-    gap = np.abs(features.numpy().mean(0) - novelty.mean).max()
+    detector = OodDetector.load(run, spec)
+    gap = np.abs(features.numpy().mean(0) - detector.mean).max()
     assert gap < 1e-5, gap
     metrics = json.loads((run / "metrics.json").read_text())
-    assert len(novelty.reference) == metrics["val"]["count"]
-    assert novelty.basis.shape == (3, spec.num_features)
+    assert len(detector.reference) == metrics["val"]["count"]
+    assert detector.basis.shape == (3, spec.num_features)
 
 
-def test_the_predictions_give_the_metrics(run):
+def test_the_predictions_reproduce_the_metrics(run):
     metrics = json.loads((run / "metrics.json").read_text())
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "split", "picture", "group", "label", "predicted", "p_no cancer", "p_cancer", "novelty",
+        "split", "image", "group", "label", "predicted", "p_no cancer", "p_cancer", "detector",
         "view", "laterality", "density", "age", "implant",
     ]  # fmt: skip
     split = json.loads((run / "split.json").read_text())
     for name in ("val", "test"):
-        part = [row for row in rows if row["split"] == name]
-        assert [row["picture"] for row in part] == split[name]
-        right = [row["label"] == row["predicted"] for row in part]
+        subset = [row for row in rows if row["split"] == name]
+        assert [row["image"] for row in subset] == split[name]
+        right = [row["label"] == row["predicted"] for row in subset]
         assert np.mean(right) == metrics[name]["accuracy"]
-        truth = [row["label"] == "cancer" for row in part]
-        scores = [float(row["p_cancer"]) for row in part]
+        truth = [row["label"] == "cancer" for row in subset]
+        scores = [float(row["p_cancer"]) for row in subset]
         assert roc_auc_score(truth, scores) == pytest.approx(metrics[name]["auroc"], abs=1e-12)
-        foreign = [float(row["novelty"]) > 1 for row in part]
-        assert np.mean(foreign) == metrics[name]["called_foreign"]
+        flagged = [float(row["detector"]) > 1 for row in subset]
+        assert np.mean(flagged) == metrics[name]["ood_rate"]
     assert {row["laterality"] for row in rows} == {"L", "R"}
     assert all(row["age"] == "" or 20 < int(row["age"]) < 100 for row in rows)
 
 
-def test_what_a_threshold_gives_by_hand():
+def test_what_a_threshold_achieves_by_hand():
     found = at_threshold(
         np.array([0.9, 0.4, 0.6, 0.1, 0.2]), np.array([1, 1, 0, 0, 0]), 0.5, bootstrap=200
     )
@@ -105,7 +105,7 @@ def test_what_a_threshold_gives_by_hand():
     assert none["sensitivity_interval"] is None
 
 
-def test_the_fast_interval_of_a_share_is_that_of_drawing_pictures():
+def test_the_fast_interval_of_a_share_is_that_of_drawing_images():
     rng = np.random.default_rng(0)
     right, counted = rng.random(60) < 0.7, rng.random(60) < 0.5
     for groups in (None, rng.integers(0, 9, 60)):

@@ -1,10 +1,10 @@
-"""The Gaussian of the features: what it calls foreign, how often it is wrong, how steady it is."""
+"""The Gaussian of the features: what it flags, how often it is wrong, how steady it is."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hybrid_train.posthoc.ood import ROUNDING, fit_novelty
+from hybrid_train.posthoc.ood import ROUNDING, fit_ood
 
 BRANCHES = (40, 80)
 FEATURES = sum(BRANCHES)
@@ -26,17 +26,17 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def novelty(world):
-    return fit_novelty(world(1500, 1), world(500, 2), BRANCHES)
+def detector(world):
+    return fit_ood(world(1500, 1), world(500, 2), BRANCHES)
 
 
-def test_foreign_features_are_told_apart(world, novelty):
-    own = novelty.score(world(1000, 3))
+def test_outlier_features_are_told_apart(world, detector):
+    own = detector.score(world(1000, 3))
     rng = np.random.default_rng(3)
     shifted = world(300, 4) + rng.normal(0, 1, FEATURES).astype(np.float32) * 2
     off_the_plane = world(300, 5) * (1 + rng.normal(0, 0.5, (300, FEATURES)).astype(np.float32))
-    for foreign in (shifted, off_the_plane):
-        scores = novelty.score(foreign)
+    for outliers in (shifted, off_the_plane):
+        scores = detector.score(outliers)
         truth = np.repeat((0, 1), (len(own), len(scores)))
         assert roc_auc_score(truth, np.concatenate((own, scores))) >= 0.99
         assert (scores > 1).mean() > 0.9
@@ -48,35 +48,35 @@ def test_false_alarms_are_as_rare_as_promised(world):
     rounded = fresh * (1 + np.random.default_rng(1).normal(0, ROUNDING, fresh.shape))
     rates = []
     for seed in range(40):
-        fitted = fit_novelty(train, world(300, 100 + seed), BRANCHES)
+        fitted = fit_ood(train, world(300, 100 + seed), BRANCHES)
         rates.append([(fitted.score(f) > 1).mean() for f in (rounded, fresh)])
     mean = np.mean(rates, 0)
     assert 0.006 < mean[0] < 0.0125, mean
     assert mean[1] <= mean[0], mean
 
 
-def test_with_few_validation_pictures_the_largest_distance_decides(world):
+def test_with_few_validation_images_the_largest_distance_decides(world):
     validation = world(20, 2)
-    fitted = fit_novelty(world(1500, 1), validation, BRANCHES)
+    fitted = fit_ood(world(1500, 1), validation, BRANCHES)
     assert fitted.threshold == fitted.reference[-1]
     assert (fitted.score(validation) <= 1).all()
-    assert (fitted.score(world(500, 3)) > 1).mean() < 0.1  # 1 in 21 is what 20 pictures can promise
+    assert (fitted.score(world(500, 3)) > 1).mean() < 0.1  # 1 in 21 is what 20 images allow
 
 
-def test_it_equals_the_full_mahalanobis_distance(world, novelty):
-    """The small product gives the distance under the whole covariance matrix it stands for."""
+def test_it_equals_the_full_mahalanobis_distance(world, detector):
+    """The small product equals the distance under the complete covariance matrix it stands for."""
     features = world(50, 9).astype(np.float64)
-    basis, rest = novelty.basis.astype(np.float64), float(novelty.rest[0])
-    covariance = rest * np.eye(FEATURES) + basis.T @ np.diag(novelty.variances - rest) @ basis
-    z = (features - novelty.mean) / novelty.scale
+    basis, rest = detector.basis.astype(np.float64), float(detector.rest[0])
+    covariance = rest * np.eye(FEATURES) + basis.T @ np.diag(detector.variances - rest) @ basis
+    z = (features - detector.mean) / detector.scale
     exact = np.sqrt(np.einsum("ni,ij,nj->n", z, np.linalg.inv(covariance), z) / FEATURES)
-    gap = np.abs(novelty.distances(features) / exact - 1).max()
+    gap = np.abs(detector.distances(features) / exact - 1).max()
     assert gap < 2e-5, gap
 
 
-def test_training_pictures_fewer_than_features(world):
-    fitted = fit_novelty(world(30, 1), world(20, 2), BRANCHES)
+def test_training_images_fewer_than_features(world):
+    fitted = fit_ood(world(30, 1), world(20, 2), BRANCHES)
     assert fitted.basis.shape == (3, FEATURES)
     assert np.isfinite(fitted.score(world(10, 3))).all()
-    alike = fit_novelty(np.ones((8, FEATURES)), np.ones((4, FEATURES)) * 1.01, BRANCHES)
+    alike = fit_ood(np.ones((8, FEATURES)), np.ones((4, FEATURES)) * 1.01, BRANCHES)
     assert alike.score(np.full((1, FEATURES), 5.0))[0] > 1

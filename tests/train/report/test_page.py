@@ -11,7 +11,7 @@ from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
 from hybrid_train.evaluation.metrics import evaluate
 from hybrid_train.evaluation.reliability import softmax
 from hybrid_train.posthoc.operating_point import at_threshold, choose_operating_point
-from hybrid_train.report import LIMITS
+from hybrid_train.report import DISCLAIMER
 from hybrid_train.report.page import GalleryItem, ReportData, render, write_report
 
 VOID = {"meta", "img", "br", "use", "path"}
@@ -49,7 +49,7 @@ class Outline(html.parser.HTMLParser):
         return text in " ".join(" ".join(self.text).split())
 
 
-LABEL_SETS = [
+PREDICTION_SETS = [
     {
         "wanted": 0.9,
         "by": "class",
@@ -57,13 +57,13 @@ LABEL_SETS = [
         "per_class": {"cancer": 0.7654},
         "mean_size": 1.2345,
         "single": 0.7777,
-        "note": "too few pictures",
+        "note": "too few images",
     }
 ]
 
 
-def made(classes=("no cancer", "cancer"), part="test", seed=0, **changes):
-    """Data of a run of 60 pictures whose answers are right more often than not."""
+def made(classes=("no cancer", "cancer"), subset="test", seed=0, **changes):
+    """Data of a run of 60 images whose predictions are right more often than not."""
     rng = np.random.default_rng(seed)
     labels = np.arange(60) % len(classes)
     logits = rng.normal(size=(60, len(classes))) + 1.5 * np.eye(len(classes))[labels]
@@ -95,7 +95,7 @@ def made(classes=("no cancer", "cancer"), part="test", seed=0, **changes):
     gallery = [
         GalleryItem(
             image=Image.new("L", (400, 300), int(k * 4)),
-            name=f"picture-{k}",
+            name=f"image-{k}",
             truth=classes[labels[k]],
             predicted=classes[predicted[k]],
             probability=float(probabilities[k].max()),
@@ -121,16 +121,16 @@ def made(classes=("no cancer", "cancer"), part="test", seed=0, **changes):
         "spec": spec,
         "history": history,
         "metrics": {
-            part: evaluate(
+            subset: evaluate(
                 logits, labels, classes, groups=groups, temperature=1.3, bootstrap=50
             )
-            | {"operating_point": found, "called_foreign": 0.0125, "label_sets": LABEL_SETS}
+            | {"operating_point": found, "ood_rate": 0.0125, "prediction_sets": PREDICTION_SETS}
         },
-        "logits": {part: logits},
-        "labels": {part: labels},
-        "counts": {"train": {"pictures": 100, "patients": 25}, part: {"pictures": 60}},
+        "logits": {subset: logits},
+        "labels": {subset: labels},
+        "counts": {"train": {"images": 100, "patients": 25}, subset: {"images": 60}},
         "gallery": gallery,
-        "subgroups": [{"subgroup": "view CC", "pictures": 30, "AUROC": None}],
+        "subgroups": [{"subgroup": "view CC", "images": 30, "AUROC": None}],
         "versions": {"torch": "2.15.0"},
         "notes": ["7 rows dropped: cancer is null"],
     }  # fmt: skip
@@ -159,17 +159,17 @@ def test_it_shows_the_numbers_and_how_they_came_about():
         f"{point.threshold:.4f}",
         "on cancer, by youden",
         f"{result['operating_point']['specificity']:.4f} at the threshold, 95% ",
-        "3 epochs in 30 s, 32 pictures a second (median epoch), 20% of the time waiting",
+        "3 epochs in 30 s, 32 images a second (median epoch), 20% of the time waiting",
         "before calibration: ECE",
         "hybrid-train phantom --preset tiny",
         "torch 2.15.0",
         "7 rows dropped: cancer is null",
         "view CC",
-        "90% of each class 0.8765 0.7654 1.2345 0.7777 too few pictures",
-        "called foreign",
+        "90% of each class 0.8765 0.7654 1.2345 0.7777 too few images",
+        "ood rate",
         "0.0125",
         "15 equal-width bins of the top label's probability",
-        LIMITS,
+        DISCLAIMER,
     ):
         assert text in outline, text
     assert outline.counts["svg"] == 8  # no validation AUROC, no plot of it
@@ -188,7 +188,7 @@ def test_every_plot_keeps_to_its_own_marks():
         assert references <= set(re.findall(r'id="([^"]+)"', svg))
 
 
-def test_equal_runs_give_equal_pages():
+def test_equal_runs_make_equal_pages():
     assert render(made()) == render(made())
     assert render(made()) != render(made(seed=1))
 
@@ -207,12 +207,12 @@ def test_any_class_names(classes):
         assert name in outline, name
 
 
-def test_a_validation_part_says_that_it_also_chose():
-    assert "so expect somewhat less on new ones" in Outline(render(made(part="val")))
+def test_a_validation_subset_also_chose():
+    assert "so expect somewhat less on new ones" in Outline(render(made(subset="val")))
     assert "so expect somewhat less on new ones" not in Outline(render(made()))
 
 
-def test_a_part_with_one_class_and_no_history():
+def test_a_subset_with_one_class_and_no_history():
     base = made()
     logits, labels = base.logits["test"][:5], np.zeros(5, int)
     result = evaluate(logits, labels, base.spec.classes, bootstrap=10)
@@ -220,5 +220,5 @@ def test_a_part_with_one_class_and_no_history():
         render(made(logits={"test": logits}, labels={"test": labels}, metrics={"test": result},
                     history=[], gallery=(), subgroups=()))
     )  # fmt: skip
-    assert "no picture of class 'cancer' in this split" in outline
+    assert "no image of class 'cancer' in this split" in outline
     assert "AUROC –" in outline

@@ -1,7 +1,7 @@
-"""Augmentation of a batch on its own device; all of it fits greyscale pictures.
+"""Augmentation of a batch on its own device; all of it fits greyscale images.
 
 Random numbers are drawn for the global batch from (seed, epoch, step), and each process takes its
-share: the same picture is changed in the same way however many processes train.
+share: the same image is changed in the same way however many processes train.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: timm's operations that mean something on a greyscale film; colour and posterizing are left out.
+#: timm's operations that mean something on a greyscale image; colour and posterizing are left out.
 GREYSCALE_OPERATIONS = [
     "AutoContrast",
     "Equalize",
@@ -64,7 +64,7 @@ def augment(
 
 
 def rand_augment(images: Tensor, magnitude: int, seed: list[int], share: slice) -> Tensor:
-    """timm's RandAugment (two operations a picture) on float ``[b, 3, h, w]`` in 0..1."""
+    """timm's RandAugment (two operations an image) on float ``[b, 3, h, w]`` in 0..1."""
     import random
 
     from PIL import Image

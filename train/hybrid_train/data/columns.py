@@ -19,7 +19,7 @@ GROUP_COLUMNS = ("patient_id", "patient", "subject_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of any kind: ``read`` gives a column's cells; ``source`` and ``name`` are of a row."""
+    """Rows of any kind: ``read`` returns a column's cells; ``source`` and ``name`` are of a row."""
 
     origin: str
     columns: Sequence[str]

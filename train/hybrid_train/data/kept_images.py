@@ -1,7 +1,7 @@
 """Images that a run keeps, so that an export needs no data: some to validate on, others to
 calibrate INT8 on.
 
-    keep_images(run, pictures, split, seed=0)
+    keep_images(run, dataset, split, seed=0)
 
 ``validation/`` and ``calibration/`` each hold image files and ``labels.json``, which names each
 file's class and group. No image of one is in the other.
@@ -26,7 +26,7 @@ from hybrid_train.data.splits import Indices, Split
 from hybrid_train.provenance import write_json
 
 if TYPE_CHECKING:
-    from hybrid_train.data.loader import Pictures
+    from hybrid_train.data.loader import ImageDataset
 
 #: Folders of a run.
 VALIDATION = "validation"
@@ -38,14 +38,14 @@ VALIDATION_IMAGES = 32
 CALIBRATION_IMAGES = 64
 
 
-def keep_images(run: Path, pictures: Pictures, split: Split, *, seed: int) -> None:
+def keep_images(run: Path, dataset: ImageDataset, split: Split, *, seed: int) -> None:
     """Write both folders; what was in them is removed first.
 
     Validation images are kept as the data has them: an export then checks the way from a file of
     this kind to the pixels too. Of calibration images only the pixels matter, so they are PNG
     without the original's metadata.
     """
-    samples = pictures.samples
+    samples = dataset.samples
     chosen = choose(samples, split.val, VALIDATION_IMAGES, seed)
     files = (as_it_is(samples.source(index)) for index in chosen)
     write_folder(run / VALIDATION, samples, chosen, files)
@@ -53,14 +53,14 @@ def keep_images(run: Path, pictures: Pictures, split: Split, *, seed: int) -> No
     # Data may hold an image twice, under two names or in two of its own subsets.
     evaluated = np.isin(checksums[split.train], checksums[np.concatenate([split.val, split.test])])
     chosen = choose(samples, split.train[~evaluated], CALIBRATION_IMAGES, seed)
-    files = (without_metadata(pictures, index) for index in chosen)
+    files = (without_metadata(dataset, index) for index in chosen)
     write_folder(run / CALIBRATION, samples, chosen, files)
 
 
 def choose(samples: Samples, indices: Indices, count: int, seed: int) -> list[int]:
     """Up to ``count`` different images: classes in turn, of the groups that were taken least.
 
-    Equal seeds give equal images, in the same order. Images are different if their checksums are.
+    Equal seeds choose equal images, in the same order. Images are different if their checksums are.
     """
     order = np.random.default_rng([seed, 6]).permutation(indices)
     _, first = np.unique(np.array(samples.checksums)[order], return_index=True)
@@ -112,18 +112,18 @@ def as_it_is(source: Any) -> tuple[str, bytes]:
     return suffix, source
 
 
-def without_metadata(pictures: Pictures, index: int) -> tuple[str, bytes]:
+def without_metadata(dataset: ImageDataset, index: int) -> tuple[str, bytes]:
     """Suffix and content of a PNG with the pixels alone; the file as it is if there is none."""
-    source = pictures.samples.source(index)
-    content = same_pixels_png(source, pictures[index][0], pictures.preprocess)
+    source = dataset.samples.source(index)
+    content = same_pixels_png(source, dataset[index][0], dataset.preprocess)
     return as_it_is(source) if content is None else (".png", content)
 
 
 def same_pixels_png(source: Any, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes | None:
-    """A PNG without metadata from which ``load_pixels`` gives ``pixels``, as from ``source``.
+    """A PNG without metadata from which ``load_pixels`` loads ``pixels``, as from ``source``.
 
     It holds the pixels themselves, or, if loading would crop or resize them again, the complete
-    image in 8 bits. None if neither gives exactly the same pixels.
+    image in 8 bits. None if neither has exactly the same pixels.
     """
     for image in (lambda: pixels, lambda: np.asarray(decode(source, preprocess))):
         content = png(Image.fromarray(image()))

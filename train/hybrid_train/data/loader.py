@@ -1,4 +1,4 @@
-"""Pictures as tensors: the runtime's pixels, cached or decoded by workers, batch by batch.
+"""Images as tensors: the runtime's pixels, cached or decoded by workers, batch by batch.
 
 Every random choice comes from (seed, epoch, batch) alone, so that a run can be resumed in the
 middle of an epoch, and two processes see what one would.
@@ -27,10 +27,10 @@ from hybrid_rt.spec import Preprocess
 from hybrid_train.data.samples import Samples
 
 
-class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
+class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]]):
     """Pixels uint8 ``[height, width, 3]`` and index of sample i, from load_pixels.
 
-    The cache keeps one channel while all pictures are grey.
+    The cache keeps one channel while all images are grey.
     """
 
     def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
@@ -54,14 +54,14 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
         return {**vars(self), "_lock": None}  # for decoding workers, which never fill the cache
 
     def load(self, index: int) -> NDArray[np.uint8]:
-        """Decode sample ``index``; the error names the picture."""
+        """Decode sample ``index``; the error names the image."""
         try:
             return load_pixels(self.samples.source(index), self.preprocess)
         except HybridError as err:
             raise DataError(f"{self.samples.names[index]}: {err}") from err
 
     def decode_all(self, cache_bytes: float, *, quiet: bool = False) -> bool:
-        """Decode every picture once; True where all fit into ``cache_bytes`` and were kept.
+        """Decode every image once; True where all fit into ``cache_bytes`` and were kept.
 
         A bar is shown on a terminal unless ``quiet``.
         Notes in ``bad`` those that cannot be read, and in the samples a checksum of the others.
@@ -99,7 +99,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
             if self.cache is None:
                 return
             if not grey and self.cache.shape[-1] == 1:
-                # The first coloured picture: from now on three channels, if they fit.
+                # The first coloured image: from now on three channels, if they fit.
                 fits = self.cache.nbytes * 3 <= cache_bytes
                 self.cache = np.repeat(self.cache, 3, axis=-1) if fits else None
                 if self.cache is None:
@@ -107,7 +107,7 @@ class Pictures(Dataset[tuple[NDArray[np.uint8], int]]):
             self.cache[index] = pixels[..., : self.cache.shape[-1]]
 
     def drop_bad(self) -> None:
-        """Leave out the pictures that decode_all could not read."""
+        """Leave out the images that decode_all could not read."""
         good = np.array([i for i in range(len(self)) if i not in self.bad], np.int64)
         self.samples = self.samples.take(good)
         if self.cache is not None:
@@ -170,10 +170,10 @@ class BatchPlan:
 class Loader:
     """Decodes batches of sample indices; its worker processes live as long as it does."""
 
-    def __init__(self, pictures: Pictures, *, workers: int, pin: bool) -> None:
+    def __init__(self, dataset: ImageDataset, *, workers: int, pin: bool) -> None:
         self._batches: list[list[int]] = []
         self._loader = DataLoader(
-            pictures,
+            dataset,
             batch_sampler=self,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=collate,

@@ -1,7 +1,7 @@
-"""Samples: labelled pictures, whatever they come from.
+"""Samples: labelled images, whatever they come from.
 
 Every source becomes one Samples: labels as class indices, groups (patients), and a way to get
-picture i as the runtime's image loader takes it.
+image i as the runtime's image loader takes it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUBGROUP_COLUMNS = ("view", "laterality", "density", "age", "implant")
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What of a table is the picture, the label and the group; None finds it by its usual name."""
+    """What of a table is the image, the label and the group; None finds it by its usual name."""
 
     label: str | None = None
     group: str | None = None
@@ -46,7 +46,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Labelled pictures: ``source(i)`` gives a path, bytes or a PIL image for load_pixels."""
+    """Labelled images: ``source(i)`` returns a path, bytes or a PIL image for load_pixels."""
 
     origin: str
     task: str
@@ -60,7 +60,7 @@ class Samples:
     given_split: NDArray[np.str_] | None = None
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
-    #: Of each picture's pixels, once they were decoded.
+    #: Of each image's pixels, once they were decoded.
     checksums: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -80,7 +80,7 @@ class Samples:
         )
 
     def fingerprint(self) -> str:
-        """Changes when names, labels, groups or decoded pictures do; 16 hexadecimal digits."""
+        """Changes when names, labels, groups or decoded images do; 16 hexadecimal digits."""
         digest = hashlib.sha256()
         groups = self.groups if self.groups is not None else [""] * len(self)
         for name, label, group in zip(self.names, self.labels, groups, strict=True):
@@ -89,14 +89,14 @@ class Samples:
         return digest.hexdigest()[:16]
 
     def counts(self, indices: NDArray[np.int64] | None = None) -> dict[str, int]:
-        """Pictures of each class."""
+        """Images of each class."""
         labels = self.labels if indices is None else self.labels[indices]
         return {name: int((labels == i).sum()) for i, name in enumerate(self.classes)}
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Some of a source's pictures; a class, so that decoding workers can be given it."""
+    """Some of a source's images; a class, so that it can be passed to decoding workers."""
 
     source: Callable[[int], Any]
     indices: tuple[int, ...]
@@ -110,7 +110,7 @@ def rename_classes(found: tuple[str, ...], names: tuple[str, ...] | None) -> tup
         return found
     if len(names) != len(found):
         raise UsageError(
-            f"--class-names gives {len(names)} names ({', '.join(names)}); the data has "
+            f"--class-names has {len(names)} names ({', '.join(names)}); the data has "
             f"{len(found)} classes: {', '.join(found)}"
         )
     return names

@@ -1,4 +1,4 @@
-"""Open labelled pictures from anywhere: class folders, parquet, the Hugging Face hub, phantoms.
+"""Open labelled images from anywhere: class folders, parquet, the Hugging Face hub, phantoms.
 
 samples = open_data("hongrui/mammogram_v_1", DataOptions(label="cancer"))
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_rt.images.sources import PICTURE_SUFFIXES
+from hybrid_rt.images.sources import IMAGE_SUFFIXES
 from hybrid_train.data.columns import Table, find_column, samples_of
 from hybrid_train.data.loader import available_cores
 from hybrid_train.data.samples import SPLIT_FOLDERS, DataOptions, Samples, rename_classes
@@ -64,11 +64,11 @@ def open_folder(root: Path, options: DataOptions) -> Samples:
             [p for p in sorted(folder.iterdir()) if p.is_dir()] if has_splits else [folder]
         )
         for class_folder in class_folders:
-            entries += [(f, class_folder.name, split) for f in pictures_in(class_folder)]
+            entries += [(f, class_folder.name, split) for f in images_in(class_folder)]
     if not entries:
         raise DataError(
-            f"{root} holds no pictures in sub-folders; expected {root}/CLASS/picture.png, "
-            f"{root}/train/CLASS/picture.png, or parquet files"
+            f"{root} holds no images in sub-folders; expected {root}/CLASS/image.png, "
+            f"{root}/train/CLASS/image.png, or parquet files"
         )
     found = tuple(sorted({name for _, name, _ in entries}))
     if has_splits and "train" not in {split for _, _, split in entries}:
@@ -85,12 +85,12 @@ def open_folder(root: Path, options: DataOptions) -> Samples:
     )
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files below a folder, sorted, hidden ones left out."""
+def images_in(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted, hidden ones left out."""
     return [
         p
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in PICTURE_SUFFIXES
+        if p.is_file() and not p.name.startswith(".") and p.suffix.lower() in IMAGE_SUFFIXES
     ]
 
 
@@ -101,13 +101,13 @@ def check(samples: Samples) -> Samples:
         only = samples.classes[next(iter(present))] if present else "none"
         raise DataError(
             f"{samples.origin} has one class only for {samples.task!r}: {only} "
-            f"({len(samples)} pictures); expected two or more"
+            f"({len(samples)} images); expected two or more"
         )
     return samples
 
 
 def open_phantoms(data: str, options: DataOptions) -> Samples:
-    """The built-in synthetic mammograms: ``phantom`` or ``phantom:N`` for about N pictures."""
+    """The built-in synthetic mammograms: ``phantom`` or ``phantom:N`` for about N images."""
     from concurrent.futures import ThreadPoolExecutor
 
     patients = parse_phantom(data)
@@ -115,11 +115,11 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
     bounds = np.linspace(0, patients, workers + 1).astype(int)
     make = partial(phantom_rows, seed=options.seed)
     if workers == 1 or patients < 8:
-        parts = [make((0, patients))]
+        chunks = [make((0, patients))]
     else:
         with ThreadPoolExecutor(workers) as pool:
-            parts = list(pool.map(make, itertools.pairwise(bounds)))
-    rows = [row for part in parts for row in part]
+            chunks = list(pool.map(make, itertools.pairwise(bounds)))
+    rows = [row for chunk in chunks for row in chunk]
     image = find_column("image", options.image, IMAGE_COLUMNS, list(rows[0]), data)
 
     def name(row: int) -> str:

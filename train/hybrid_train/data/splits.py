@@ -25,35 +25,37 @@ class Split:
     val: Indices
     test: Indices
 
-    def parts(self) -> dict[str, Indices]:
+    def subsets(self) -> dict[str, Indices]:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def make_split(
     samples: Samples, *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
 ) -> Split:
-    """Split as the data's own folders say, else by group, else picture by picture; stratified.
+    """Split as the data's own folders say, else by group, else image by image; stratified.
 
-    Raises DataError where a part would be empty or training would miss a class.
+    Raises DataError if a subset would be empty or training would miss a class.
     """
     everything = np.arange(len(samples))
     if samples.given_split is not None:
-        parts = {n: everything[samples.given_split == n] for n in ("train", "val", "test")}
-        if not len(parts["val"]):
-            parts["train"], parts["val"] = take_part(samples, parts["train"], val_fraction, seed)
+        subsets = {n: everything[samples.given_split == n] for n in ("train", "val", "test")}
+        if not len(subsets["val"]):
+            subsets["train"], subsets["val"] = take_subset(
+                samples, subsets["train"], val_fraction, seed
+            )
     else:
-        rest, test = take_part(samples, everything, test_fraction, seed)
-        train, val = take_part(samples, rest, val_fraction / (1 - test_fraction), seed + 1)
-        parts = {"train": train, "val": val, "test": test}
-    split = Split(**parts)
+        rest, test = take_subset(samples, everything, test_fraction, seed)
+        train, val = take_subset(samples, rest, val_fraction / (1 - test_fraction), seed + 1)
+        subsets = {"train": train, "val": val, "test": test}
+    split = Split(**subsets)
     check_split(samples, split)
     return split
 
 
-def take_part(
+def take_subset(
     samples: Samples, indices: Indices, fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """(rest, part): about ``fraction`` of the pictures, whole groups, the classes' shares kept.
+    """(rest, subset): about ``fraction`` of the images, whole groups, the classes' shares kept.
 
     Folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold without groups).
     """
@@ -66,13 +68,13 @@ def take_part(
     groups = None if samples.groups is None else samples.groups[indices]
     units = len(indices) if groups is None else len(set(groups.tolist()))
     if units < folds:
-        what = "pictures" if groups is None else f"values of {samples.group_column}"
+        what = "images" if groups is None else f"values of {samples.group_column}"
         raise DataError(
             f"{samples.origin} has {units} {what}; a split of {fraction:.0%} needs {folds} or more"
         )
     if np.bincount(labels).max() < folds:
         raise DataError(
-            f"{samples.origin} has fewer than {folds} pictures of each class of {samples.task!r}; "
+            f"{samples.origin} has fewer than {folds} images of each class of {samples.task!r}; "
             f"a split of {fraction:.0%} needs more: is that the label column?"
         )
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -81,28 +83,28 @@ def take_part(
         # A class rarer than the folds is reported by check_split in our own words.
         warnings.simplefilter("ignore", UserWarning)
         candidates = list(splitter.split(np.zeros(len(labels)), labels, groups))
-    rest, part = min(candidates, key=lambda pair: imbalance(labels, pair[1], fraction))
-    return indices[rest], indices[part]
+    rest, subset = min(candidates, key=lambda pair: imbalance(labels, pair[1], fraction))
+    return indices[rest], indices[subset]
 
 
-def imbalance(labels: NDArray[np.int64], part: Indices, fraction: float) -> float:
-    """How far the classes' counts in ``part`` are from ``fraction`` of all, relatively."""
+def imbalance(labels: NDArray[np.int64], subset: Indices, fraction: float) -> float:
+    """How far the classes' counts in ``subset`` are from ``fraction`` of all, relatively."""
     total = np.bincount(labels).astype(float)
-    taken = np.bincount(labels[part], minlength=len(total))
+    taken = np.bincount(labels[subset], minlength=len(total))
     wanted = total * fraction
     return float((np.abs(taken - wanted) / np.maximum(wanted, 1)).sum())
 
 
 def check_split(samples: Samples, split: Split) -> None:
     for name in ("train", "val"):
-        if not len(split.parts()[name]):
-            raise DataError(f"{samples.origin} leaves no picture for {name}")
+        if not len(split.subsets()[name]):
+            raise DataError(f"{samples.origin} leaves no image for {name}")
     present = set(samples.labels[split.train].tolist())
     for index, label in enumerate(samples.classes):
         if index not in present and (samples.labels == index).any():
             raise DataError(
-                f"class {label!r} has {samples.counts()[label]} pictures, none of which fell into "
-                "the training part; add some, or drop the class"
+                f"class {label!r} has {samples.counts()[label]} images, none of which fell into "
+                "the training subset; add some, or drop the class"
             )
     if samples.given_split is None and shared_groups(samples, split):
         raise DataError(f"the split has a {samples.group_column} on two sides; please report this")
@@ -112,7 +114,7 @@ def shared_groups(samples: Samples, split: Split) -> set[str]:
     """Groups that stand on two sides: none in our own splits, perhaps in given ones."""
     if samples.groups is None:
         return set()
-    train, val, test = (set(samples.groups[part].tolist()) for part in split.parts().values())
+    train, val, test = (set(samples.groups[subset].tolist()) for subset in split.subsets().values())
     return (train & val) | (train & test) | (val & test)
 
 
@@ -125,19 +127,19 @@ def warnings_of(samples: Samples, split: Split) -> list[str]:
             f"{len(shared)} {samples.group_column} stand on two sides of the data's own split: "
             "its metrics are too good"
         )
-    for name, part in split.parts().items():
-        absent = [c for c, n in samples.counts(part).items() if n == 0] if len(part) else []
+    for name, subset in split.subsets().items():
+        absent = [c for c, n in samples.counts(subset).items() if n == 0] if len(subset) else []
         if absent and name != "train":
-            notes.append(f"{name} has no picture of {', '.join(absent)}")
+            notes.append(f"{name} has no image of {', '.join(absent)}")
     return notes
 
 
 def save_split(path: Path, samples: Samples, split: Split) -> None:
-    """Write the split by picture name, with the data's fingerprint."""
-    names = {k: [samples.names[i] for i in part] for k, part in split.parts().items()}
+    """Write the split by image name, with the data's fingerprint."""
+    names = {k: [samples.names[i] for i in subset] for k, subset in split.subsets().items()}
     data = {"fingerprint": samples.fingerprint(), "group": samples.group_column, **names}
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(data))
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data))
 
 
 def load_split(path: Path, samples: Samples) -> Split:
@@ -146,7 +148,9 @@ def load_split(path: Path, samples: Samples) -> Split:
         data = json.loads(path.read_text())
         fingerprint = data["fingerprint"]
         index = {name: i for i, name in enumerate(samples.names)}
-        parts = {k: np.array([index[n] for n in data[k]], np.int64) for k in Split.__annotations__}
+        subsets = {
+            k: np.array([index[n] for n in data[k]], np.int64) for k in Split.__annotations__
+        }
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DataError(f"{path} is not the split of this data ({err!r})") from err
     if fingerprint != samples.fingerprint():
@@ -154,4 +158,4 @@ def load_split(path: Path, samples: Samples) -> Split:
             f"{path} was made for data {fingerprint}, this is {samples.fingerprint()}: the data "
             "changed since the run began; start a new run"
         )
-    return Split(**parts)
+    return Split(**subsets)

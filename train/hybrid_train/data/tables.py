@@ -13,11 +13,11 @@ from hybrid_rt.errors import DataError
 from hybrid_train.data.columns import Table, find_column, samples_of
 from hybrid_train.data.samples import SPLIT_FOLDERS, DataOptions, Samples
 
-IMAGE_COLUMNS = ("image", "img", "picture")
+IMAGE_COLUMNS = ("image", "img")
 
 
 def open_parquet(files: Sequence[Path], origin: str, options: DataOptions) -> Samples:
-    """Parquet files with a column of encoded pictures, or of paths beside the files."""
+    """Parquet files with a column of encoded images, or of paths beside the files."""
     import datasets
 
     try:
@@ -44,16 +44,16 @@ def open_hub(name: str, options: DataOptions) -> Samples:
             splits = datasets.load_dataset(name)
     except Exception as err:  # offline, unknown or gated: the library's errors have no common root
         raise DataError(
-            f"{name} cannot be had from the Hugging Face hub ({type(err).__name__}: "
+            f"{name} cannot be downloaded from the Hugging Face hub ({type(err).__name__}: "
             f"{last_line(err)}), and no folder of that name is here; download its parquet files "
-            "where there is a network, and give their folder instead: "
+            "where there is a network, and pass their folder instead: "
             f"hybrid-train path/to/{name.split('/')[1]}"
         ) from err
     table = datasets.concatenate_datasets(list(splits.values()))
-    parts = [SPLIT_FOLDERS.get(part, "") for part in splits]
+    subsets = [SPLIT_FOLDERS.get(name, "") for name in splits]
     given = None
-    if len(parts) > 1 and "train" in parts and all(parts):
-        given = np.repeat(parts, [len(splits[part]) for part in splits])
+    if len(subsets) > 1 and "train" in subsets and all(subsets):
+        given = np.repeat(subsets, [len(splits[name]) for name in splits])
     return open_dataset(table, name, options, given_split=given)
 
 
@@ -84,7 +84,7 @@ def open_dataset(
         origin=origin,
         columns=dataset.column_names,
         read=read,
-        source=DatasetPictures(dataset, image, prefix, folder),
+        source=DatasetImages(dataset, image, prefix, folder),
         name=lambda row: f"{prefix}-{row:06}",
         given_split=given_split,
     )
@@ -92,8 +92,8 @@ def open_dataset(
 
 
 @dataclass(frozen=True)
-class DatasetPictures:
-    """The picture of a row; a class, so that decoding workers can be given it."""
+class DatasetImages:
+    """The image of a row; a class, so that it can be passed to decoding workers."""
 
     dataset: Any
     image: str
@@ -102,10 +102,10 @@ class DatasetPictures:
 
     def __call__(self, row: int) -> Any:
         cell = self.dataset[row][self.image]
-        return encoded_picture(cell, f"{self.prefix} row {row}", self.folder)
+        return encoded_image(cell, f"{self.prefix} row {row}", self.folder)
 
 
-def encoded_picture(cell: Any, name: str, folder: Path | None) -> Any:
+def encoded_image(cell: Any, name: str, folder: Path | None) -> Any:
     """What a cell of an image column holds: bytes, or the path of a file."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
@@ -114,7 +114,7 @@ def encoded_picture(cell: Any, name: str, folder: Path | None) -> Any:
     if isinstance(cell, str):
         return Path(cell) if folder is None else folder / cell  # an absolute path stays itself
     raise DataError(
-        f"{name} has no picture, but {type(cell).__name__}; expected an encoded picture or a path"
+        f"{name} has no image, but {type(cell).__name__}; expected an encoded image or a path"
     )
 
 

@@ -1,6 +1,6 @@
-"""Confidence intervals by drawing whole patients again and again (Efron and Tibshirani 1993).
+"""Confidence intervals by drawing complete patients again and again (Efron and Tibshirani 1993).
 
-Pictures of one patient resemble each other: drawing pictures would make intervals too narrow.
+Images of one patient resemble each other: drawing images would make intervals too narrow.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def auroc_interval(
     draws: int,
     seed: int,
 ) -> tuple[float, float] | None:
-    """What bootstrap_interval gives for the AUROC, in a fraction of the time.
+    """What bootstrap_interval returns for the AUROC, in a fraction of the time.
 
     ``chosen`` are the classes whose one-against-the-rest areas are averaged. A draw is a weight
-    for each picture, so that each score is sorted once and not once a draw.
+    for each image, so that each score is sorted once and not once a draw.
     """
     members = group_members(groups, len(labels))
     if len(members) < 2 or draws < 1:
@@ -71,7 +71,7 @@ def auroc_interval(
 def share_interval(
     right: Array, counted: Array, groups: Array | None, draws: int, seed: int
 ) -> tuple[float, float] | None:
-    """What bootstrap_interval gives for the share of ``right`` among the ``counted``, fast.
+    """What bootstrap_interval returns for the share of ``right`` among the ``counted``, fast.
 
     Both are bool ``[n]``. A draw is a weight for each group, so that sums by group are enough.
     """
@@ -86,7 +86,7 @@ def share_interval(
 
 
 def group_members(groups: Array | None, count: int) -> list[Array]:
-    """The indices of each group; of each picture where there are no groups."""
+    """The indices of each group; of each image where there are no groups."""
     if groups is None:
         return list(np.arange(count)[:, None])
     _, inverse = np.unique(np.asarray(groups), return_inverse=True)

@@ -1,7 +1,7 @@
 """How good a classifier is: scikit-learn's measures, with intervals by patient.
 
-Every function takes logits ``[n, classes]`` and labels ``[n]`` as class indices. A measure that a
-split cannot give, such as AUROC where a class is absent, is None, and ``notes`` says why.
+Every function takes logits ``[n, classes]`` and labels ``[n]`` as class indices. A measure that is
+undefined on a split, such as AUROC if a class is absent, is None, and ``notes`` says why.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """All measures of one split, ready for JSON.
 
-    ``groups`` (patients) are what the bootstrap draws; without them it draws pictures.
+    ``groups`` (patients) are what the bootstrap draws; without them it draws images.
     ``positive`` is the class that AUROC, average precision and sensitivity of a two-class problem
     speak of, the second by default; with more classes they are macro means, one against the rest.
     All but ``ece_before_temperature`` hold for the calibrated probabilities. Raises UsageError
-    for an unknown ``positive``, DataError for no pictures, TrainingError for logits that are not
+    for an unknown ``positive``, DataError for no images, TrainingError for logits that are not
     finite.
     """
     from sklearn import metrics as sk
 
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
     if len(labels) == 0:
-        raise DataError("no pictures to measure; expected at least one in the split")
+        raise DataError("no images to measure; expected at least one in the split")
     lost = int((~np.isfinite(logits)).any(1).sum())
     if lost:
         raise TrainingError(
-            f"the logits of {lost} of {len(labels)} pictures are not finite; train with a smaller "
+            f"the logits of {lost} of {len(labels)} images are not finite; train with a smaller "
             "learning rate or in fp32"
         )
     probabilities = softmax(logits / temperature)
@@ -98,7 +98,7 @@ def evaluate(
     result["per_class"] = per_class(probabilities, predicted, labels, classes)
     result["confusion_matrix"] = sk.confusion_matrix(labels, predicted, labels=known).tolist()
     absent = [name for c, name in enumerate(classes) if not (labels == c).any()]
-    result["notes"] = [f"no picture of class {name!r} in this split" for name in absent]
+    result["notes"] = [f"no image of class {name!r} in this split" for name in absent]
     return result
 
 

@@ -24,16 +24,16 @@ def softmax(logits: Array) -> Array:
 def reliability(
     logits: Array, labels: Array, temperature: float = 1.0, bins: int = BINS
 ) -> dict[str, list[Any]]:
-    """Confidence, accuracy and count in equal-width bins of the top label's probability."""
+    """Mean probability, accuracy and count in equal-width bins of the top label's probability."""
     return _binned(softmax(np.asarray(logits) / temperature), labels, bins)
 
 
 def calibration_error(probabilities: Array, labels: Array, bins: int = BINS) -> dict[str, Any]:
-    """Expected calibration error: mean gap of confidence and accuracy, weighted by count."""
+    """Expected calibration error: mean gap of probability and accuracy, weighted by count."""
     binned = _binned(probabilities, labels, bins)
     gaps = [
         n * abs(c - a)
-        for n, c, a in zip(binned["count"], binned["confidence"], binned["accuracy"], strict=True)
+        for n, c, a in zip(binned["count"], binned["probability"], binned["accuracy"], strict=True)
         if n
     ]
     return {
@@ -43,14 +43,14 @@ def calibration_error(probabilities: Array, labels: Array, bins: int = BINS) -> 
 
 
 def _binned(probabilities: Array, labels: Array, bins: int) -> dict[str, list[Any]]:
-    confidence = probabilities.max(1)
+    top = probabilities.max(1)
     right = probabilities.argmax(1) == labels
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    result: dict[str, list[Any]] = {"confidence": [], "accuracy": [], "count": []}
+    place = np.minimum((top * bins).astype(int), bins - 1)
+    result: dict[str, list[Any]] = {"probability": [], "accuracy": [], "count": []}
     for k in range(bins):
         inside = place == k
         count = int(inside.sum())
         result["count"].append(count)
-        result["confidence"].append(float(confidence[inside].mean()) if count else None)
+        result["probability"].append(float(top[inside].mean()) if count else None)
         result["accuracy"].append(float(right[inside].mean()) if count else None)
     return result

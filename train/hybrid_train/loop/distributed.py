@@ -27,13 +27,13 @@ class Processes:
         return self.rank == 0
 
     def gather(self, rows: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
-        """All processes' rows, in the order of ``indices``; each process gives both."""
+        """All processes' rows, in the order of ``indices``; each process passes both."""
         if self.world == 1:
             return rows[np.argsort(indices, kind="stable")]
-        parts: list[Any] = [None] * self.world
-        dist.all_gather_object(parts, (rows, indices))
-        order = np.argsort(np.concatenate([i for _, i in parts]), kind="stable")
-        return np.concatenate([r for r, _ in parts])[order]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, (rows, indices))
+        order = np.argsort(np.concatenate([i for _, i in gathered]), kind="stable")
+        return np.concatenate([r for r, _ in gathered])[order]
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Sums over the processes."""

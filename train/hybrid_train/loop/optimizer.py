@@ -128,7 +128,7 @@ def freeze_batchnorm(model: nn.Module) -> None:
 
 
 def restore_prior(head: nn.Linear, counts: Any, config: TrainConfig) -> None:
-    """Give the classes back the frequencies that balancing took from them.
+    """Restore the classes' frequencies that balancing removed.
 
     Class weights and balanced sampling train for equal classes, and the probabilities say so. The
     bias is moved by log(frequency / trained frequency) (Saerens, Latinne & Decaestecker 2002), so

@@ -49,17 +49,17 @@ class Progress:
 
 
 def save_training_state(
-    path: Path, parts: Mapping[str, Any], progress: Progress, config: TrainConfig
+    path: Path, objects: Mapping[str, Any], progress: Progress, config: TrainConfig
 ) -> None:
-    """Write the parts' state dicts (a part may be None): whole, or the older file stays."""
-    state = {name: None if part is None else part.state_dict() for name, part in parts.items()}
+    """Write the objects' state dicts (an object may be None): complete, or the older file stays."""
+    state = {name: None if item is None else item.state_dict() for name, item in objects.items()}
     state |= {"progress": dict(vars(progress)), "config": config.to_dict()}
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
-def load_training_state(path: Path, parts: Mapping[str, Any], config: TrainConfig) -> Progress:
-    """Load the parts in place; where they stood.
+def load_training_state(path: Path, objects: Mapping[str, Any], config: TrainConfig) -> Progress:
+    """Load the objects in place; where they stood.
 
     Raises CheckpointError where the file is not there or is of another configuration.
     """
@@ -73,9 +73,9 @@ def load_training_state(path: Path, parts: Mapping[str, Any], config: TrainConfi
             "or start a new run"
         )
     try:
-        for name, part in parts.items():
-            if part is not None:
-                part.load_state_dict(state[name])
+        for name, item in objects.items():
+            if item is not None:
+                item.load_state_dict(state[name])
         return Progress(**state["progress"])
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as err:
         raise CheckpointError(f"{path} is not a state of this run ({err!r})") from err

@@ -86,7 +86,7 @@ class TrainingStep:
         with autocast(self.precision, self.device):
             logits = network(images)
         smoothing = self.config.label_smoothing if targets is labels else 0.0
-        # The mean over pictures, not over weights: processes with other pictures then agree.
+        # The mean over images, not over weights: processes with other images then agree.
         loss = F.cross_entropy(
             logits.float(),
             targets,
@@ -97,7 +97,7 @@ class TrainingStep:
         self.scaler.scale(loss / group).backward()
         return loss.detach()
 
-    def parts(self) -> dict[str, Any]:
+    def stateful(self) -> dict[str, Any]:
         """What a state to resume from consists of; each has a state_dict, or is None."""
         return {
             "model": self.model,
@@ -114,7 +114,7 @@ class TrainingStep:
         return augment(images, self.config.augment, random, share, self.plan.batch_size)
 
     def _mixed(self, images: Tensor, labels: Tensor, seed: list[int]) -> tuple[Tensor, Tensor]:
-        """Pictures and targets after mixup or cutmix; the labels themselves where both are off."""
+        """Images and targets after mixup or cutmix; the labels themselves where both are off."""
         if self.mixer is None or len(images) % 2:
             return images, labels
         state = np.random.get_state()  # timm draws from NumPy's global generator

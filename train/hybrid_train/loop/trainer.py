@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hybrid_rt.errors import TrainingError, UsageError
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.config import TrainConfig
-from hybrid_train.data.loader import BatchPlan, Loader, Pictures, available_cores
+from hybrid_train.data.loader import BatchPlan, ImageDataset, Loader, available_cores
 from hybrid_train.data.splits import Split
 from hybrid_train.evaluation import metrics
 from hybrid_train.loop.distributed import Processes
@@ -44,14 +44,14 @@ class Trainer:
         model: HybridClassifier,
         spec: ModelSpec,
         config: TrainConfig,
-        pictures: Pictures,
+        dataset: ImageDataset,
         split: Split,
         folder: Path,
         processes: Processes,
         log: Log,
     ) -> None:
         self.spec, self.config, self.folder = spec, config, folder
-        self.pictures, self.split, self.processes = pictures, split, processes
+        self.dataset, self.split, self.processes = dataset, split, processes
         self.device = processes.device
         self.precision = choose_precision(config.precision, self.device)
         self.model = model.to(self.device)
@@ -61,7 +61,7 @@ class Trainer:
             # timm's own, which knows its fused norm and activation layers.
             self.model = convert_sync_batchnorm(self.model)
         self.progress = Progress()
-        labels = pictures.samples.labels
+        labels = dataset.samples.labels
         self.plan = BatchPlan(
             split.train,
             labels,
@@ -76,7 +76,7 @@ class Trainer:
         self.step = TrainingStep(
             self.model, config, self.plan, labels, len(spec.classes), self.device, self.precision
         )
-        self.data = Loader(pictures, workers=self._workers(), pin=self.device.type == "cuda")
+        self.data = Loader(dataset, workers=self._workers(), pin=self.device.type == "cuda")
         self.journal = Journal(folder, config.epochs, log)
         self._stop = StopRequest()
 
@@ -100,12 +100,14 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from last.pt. Raises CheckpointError where it is of another configuration."""
-        self.progress = load_training_state(self.folder / LAST, self.step.parts(), self.config)
+        self.progress = load_training_state(self.folder / LAST, self.step.stateful(), self.config)
 
     def save(self) -> None:
         """Write the state to last.pt: whole, or the older one stays."""
         if self.processes.first:
-            save_training_state(self.folder / LAST, self.step.parts(), self.progress, self.config)
+            save_training_state(
+                self.folder / LAST, self.step.stateful(), self.progress, self.config
+            )
 
     def best_model(self) -> tuple[HybridClassifier, ModelSpec]:
         """The network of the best epoch in evaluation mode, and the spec it was saved with."""
@@ -114,7 +116,7 @@ class Trainer:
         return model.to(self.device).eval(), spec
 
     def outputs(self, model: nn.Module, indices: Any, width: int, *, in_fp32: bool = False) -> Any:
-        """What a module of this network gives for pictures, float32 ``[n, width]``.
+        """Evaluate a module of this network on images, float32 ``[n, width]``.
 
         ``in_fp32`` computes in fp32 whatever the run's precision.
         """
@@ -189,7 +191,7 @@ class Trainer:
         average = self.step.average
         model = self.model if average is None else average.model
         logits = self.outputs(model, self.split.val, len(self.spec.classes))
-        quick = metrics.quick(logits, self.pictures.samples.labels[self.split.val])
+        quick = metrics.quick(logits, self.dataset.samples.labels[self.split.val])
         score = quick["auroc"] if quick["auroc"] is not None else quick["balanced_accuracy"]
         images = progress.step * self.plan.batch_size
         row = {
@@ -231,19 +233,19 @@ class Trainer:
         return network
 
     def _workers(self) -> int:
-        if self.pictures.cache is not None:
+        if self.dataset.cache is not None:
             return 0
         asked = self.config.workers
         return min(available_cores(), 8) if asked is None else asked
 
 
 def check_batchnorm(model: nn.Module, plan: BatchPlan, config: TrainConfig) -> None:
-    """Refuse to normalize over one picture: raises UsageError."""
+    """Refuse to normalize over one image: raises UsageError."""
     if plan.batch_size // plan.world > 1 or config.freeze_batchnorm:
         return
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     if any(not isinstance(m, nn.SyncBatchNorm) for m in norms):
         raise UsageError(
-            f"a batch of {plan.batch_size} leaves a process one picture, too few for batch "
+            f"a batch of {plan.batch_size} leaves a process one image, too few for batch "
             "normalization; expected 2 or more for each, or --freeze-batchnorm"
         )

@@ -34,11 +34,11 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec) -
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic_path(Path(path)) as part:
-        part.touch()
-        mode = part.stat().st_mode  # as the user's umask has it; the library makes it private
-        save_file(tensors, str(part), metadata={METADATA_KEY: spec.to_json()})
-        part.chmod(mode)
+    with atomic_path(Path(path)) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; the library makes it private
+        save_file(tensors, str(temporary), metadata={METADATA_KEY: spec.to_json()})
+        temporary.chmod(mode)
 
 
 def load_checkpoint(

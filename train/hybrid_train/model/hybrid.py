@@ -47,7 +47,7 @@ class HybridClassifier(nn.Module):
         for name, backbone, branch in (("vit", self.vit, spec.vit), ("cnn", self.cnn, spec.cnn)):
             if backbone.num_features != branch.features:
                 raise UsageError(
-                    f"{name} {branch.model} gives {backbone.num_features} features, "
+                    f"{name} {branch.model} has {backbone.num_features} features, "
                     f"but the spec says {branch.features}"
                 )
         self.head = create_head(spec.head, spec.num_features, len(spec.classes))

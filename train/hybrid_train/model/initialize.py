@@ -26,7 +26,7 @@ PIXELS = ("crop", "resize", "high_bit_depth", "dicom_window")
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The network's parts and pixels, and the weights it starts with; None: random ones."""
+    """The network's branches and pixels, and the weights it starts with; None: random ones."""
 
     preprocess: Preprocess
     vit: Branch
@@ -48,8 +48,8 @@ def choose_start(
     """Check what was asked for, and read the weights.
 
     ``given`` names the settings that were asked for: a checkpoint keeps its own for the others.
-    Raises UsageError for networks that cannot be made, CheckpointError for weights that cannot
-    be had.
+    Raises UsageError for networks that cannot be made, CheckpointError for weights that are
+    unavailable.
     """
     pixels = {name: getattr(config, name) for name in PIXELS}
     size = config.image_size

@@ -85,7 +85,7 @@ def notebook_spec(
     names = tuple(classes) if classes else default_classes(count)
     if len(names) != count:
         raise CheckpointError(
-            f"{path} has {count} classes, but {len(names)} names were given: {', '.join(names)}"
+            f"{path} has {count} classes, but {len(names)} names were passed: {', '.join(names)}"
         )
     size = _image_size(converted, path)
     norms = any(n.startswith("head.") and v.ndim == 1 and n.endswith("weight") for n, v in

@@ -46,7 +46,7 @@ def check_files(files: Sequence[Path], vit: str, cnn: str) -> None:
     """Raise UsageError or CheckpointError unless ``files`` are none, or two that are there."""
     if files and len(files) != 2:
         raise UsageError(
-            f"--pretrained was given {len(files)} file(s); expected none (the hub) or two: the "
+            f"--pretrained has {len(files)} file(s); expected none (the hub) or two: the "
             f"weights of {vit}, then of {cnn}"
         )
     for path in files:
@@ -63,8 +63,8 @@ def download(name: str) -> Mapping[str, Tensor]:
     except Exception as err:  # hub, network and name errors have no common root
         text = (str(err).strip().splitlines() or [type(err).__name__])[-1].partition(". ")[0]
         raise CheckpointError(
-            f"the weights of {name} cannot be had from the hub ({text[:200]}); download them where "
-            "there is a network (timm's model.safetensors) and give the files: "
+            f"the weights of {name} cannot be downloaded from the hub ({text[:200]}); download "
+            "them where there is a network (timm's model.safetensors) and pass the files: "
             "--pretrained VIT_FILE CNN_FILE"
         ) from err
     return source.state_dict()

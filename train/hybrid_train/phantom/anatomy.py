@@ -1,6 +1,6 @@
 """A breast as an X-ray sees it: outline, fat, fibroglandular tissue, muscle, skin.
 
-All pictures are drawn with the chest wall on the left; coordinates are in units of the side.
+All images are drawn with the chest wall on the left; coordinates are in units of the side.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def draw_breast(rng: np.random.Generator, anatomy: Anatomy) -> Field:
     muscle = rng.uniform(0.58, 0.74) + 0.03 * fine + 0.02 * coarse
     tissue = tissue * (1 - anatomy.muscle) + muscle * anatomy.muscle
     skin = 0.05 * np.exp(-(((radius - 0.985) / 0.012) ** 2))
-    picture = (tissue * (0.25 + 0.75 * thickness) + skin) * inside
-    picture = _add_benign_specks(rng, picture, anatomy)
-    return picture.astype(np.float32)
+    image = (tissue * (0.25 + 0.75 * thickness) + skin) * inside
+    image = _add_benign_specks(rng, image, anatomy)
+    return image.astype(np.float32)
 
 
 def _glandular_share(
@@ -120,13 +120,13 @@ def _glandular_share(
     return share
 
 
-def _add_benign_specks(rng: np.random.Generator, picture: Field, anatomy: Anatomy) -> Field:
+def _add_benign_specks(rng: np.random.Generator, image: Field, anatomy: Anatomy) -> Field:
     """Single benign calcifications, in healthy and diseased breasts alike."""
     for _ in range(int(rng.poisson(1.6))):
         row, column = place_inside(rng, anatomy, 0.85)
         radius = rng.uniform(1.2, 2.6) * anatomy.size / 512
-        picture = add_speck(picture, row, column, radius, rng.uniform(0.35, 0.6))
-    return picture
+        image = add_speck(image, row, column, radius, rng.uniform(0.35, 0.6))
+    return image
 
 
 def place_inside(
@@ -149,15 +149,15 @@ def place_inside(
     return int(anatomy.centre * size), int(anatomy.depth * 0.5 * size)
 
 
-def add_speck(picture: Field, row: int, column: int, radius: float, brightness: float) -> Field:
-    """A small round bright grain; changes ``picture``."""
+def add_speck(image: Field, row: int, column: int, radius: float, brightness: float) -> Field:
+    """A small round bright grain; changes ``image``."""
     reach = int(np.ceil(radius * 3))
     top, left = max(0, row - reach), max(0, column - reach)
-    window = picture[top : row + reach + 1, left : column + reach + 1]
+    window = image[top : row + reach + 1, left : column + reach + 1]
     y = np.arange(window.shape[0], dtype=np.float32)[:, None] + top - row
     x = np.arange(window.shape[1], dtype=np.float32)[None, :] + left - column
     window += brightness * np.exp(-(((x**2 + y**2) / radius**2) ** 1.5))
-    return picture
+    return image
 
 
 def power_law_noise(rng: np.random.Generator, size: int, *, exponent: float) -> Field:
@@ -165,9 +165,9 @@ def power_law_noise(rng: np.random.Generator, size: int, *, exponent: float) -> 
     from scipy.fft import irfft2  # keeps float32, which older NumPy widens
 
     amplitude = _amplitude(size, exponent)
-    # Uniform parts do: a sum of many of them is normal.
-    parts = rng.random((*amplitude.shape, 2), np.float32) - np.float32(0.5)
-    spectrum = parts.view(np.complex64)[..., 0]
+    # Uniform components do: a sum of many of them is normal.
+    components = rng.random((*amplitude.shape, 2), np.float32) - np.float32(0.5)
+    spectrum = components.view(np.complex64)[..., 0]
     spectrum *= amplitude
     field: Field = irfft2(spectrum, (size, size), overwrite_x=True)
     field -= field.mean()
@@ -182,7 +182,7 @@ def _amplitude(size: int, exponent: float) -> Field:
     squared = vertical[:, None] ** 2 + horizontal[None, :] ** 2
     # Flat below three cycles: a breast is not brighter on one side.
     amplitude = np.maximum(squared, 9.0) ** (-exponent / 4)
-    # The inverse drops one of two parts where a frequency is its own mirror image.
+    # The inverse drops one of two components where a frequency is its own mirror image.
     amplitude[:, horizontal % (size / 2) == 0] *= np.sqrt(2)
     return amplitude.astype(np.float32)
 

@@ -17,7 +17,7 @@ from hybrid_train.phantom.generate import generate
 def write_parquet(
     folder: str | Path, *, patients: int, seed: int, shards: int = 1, **options: Any
 ) -> list[Path]:
-    """Write the rows as parquet with the hub dataset's schema, pictures as PNG; the files."""
+    """Write the rows as parquet with the hub dataset's schema, images as PNG; the files."""
     import datasets
 
     from hybrid_train.data.tables import quiet_datasets
@@ -49,14 +49,14 @@ def write_parquet(
         rows = list(generate(stop - start, seed=seed, start=start, **options))
         table = datasets.Dataset.from_list(rows, features=features)
         path = Path(folder) / f"train-{i:05}-of-{shards:05}.parquet"
-        with atomic_path(path) as part, quiet_datasets():
-            table.to_parquet(str(part))
+        with atomic_path(path) as temporary, quiet_datasets():
+            table.to_parquet(str(temporary))
         files.append(path)
     return files
 
 
 def preview(rows: Sequence[dict[str, Any]], *, columns: int = 8, side: int = 200) -> Image.Image:
-    """A page of pictures; positives carry a red mark in the corner."""
+    """A page of images; positives carry a red mark in the corner."""
     from PIL import ImageDraw
 
     lines = -(-len(rows) // columns)

@@ -2,9 +2,9 @@
 
     python -m hybrid_train.phantom phantoms --patients 100 --preview page.png
 
-Each patient has four pictures (left and right, CC and MLO). Rows have the columns and types of
+Each patient has four images (left and right, CC and MLO). Rows have the columns and types of
 the hub dataset hongrui/mammogram_v_1. A positive breast shows a lesion in both of its views and
-differs from a negative one in nothing else. Equal seeds give equal pictures.
+differs from a negative one in nothing else. Equal seeds make equal images.
 
 Parenchyma is noise whose power falls with the third power of the frequency, as measured in
 mammograms by Burgess, Jacobson and Judy (Medical Physics 28, 2001).
@@ -41,7 +41,7 @@ def generate(
     nulls: bool = True,
     with_masks: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``patients`` patients, four each, with ``image`` a PIL picture of mode L.
+    """Rows of ``patients`` patients, four each, with ``image`` a PIL image of mode L.
 
     ``start`` is the first patient's number: a patient looks the same however the work is divided.
     ``difficulty`` divides the lesions' contrast. ``prevalence`` is the share of breasts with a
@@ -79,10 +79,8 @@ def _patient(
         for view in VIEWS:
             # Of its own, so that a patient stays the same person at any size.
             number = 1 + 2 * "LR".index(side) + VIEWS.index(view)
-            picture_rng = np.random.default_rng([seed, patient, number])
-            image, mask = _picture(
-                picture_rng, size, density, build, side, view, lesion, difficulty
-            )
+            image_rng = np.random.default_rng([seed, patient, number])
+            image, mask = _image(image_rng, size, density, build, side, view, lesion, difficulty)
             finding = "no finding" if lesion is None else lesion.kind
             row: dict[str, Any] = {
                 "image": image,
@@ -113,13 +111,13 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 
 
 def _birads(rng: np.random.Generator, lesion: Lesion | None) -> float:
-    """0 (needs more pictures), 1 (negative) or 2 (benign), as the hub dataset has them."""
+    """0 (needs more images), 1 (negative) or 2 (benign), as the hub dataset has them."""
     if lesion is not None:
         return float(rng.choice(3, p=(0.9, 0.04, 0.06)))
     return float(rng.choice(3, p=(0.06, 0.8, 0.14)))
 
 
-def _picture(
+def _image(
     rng: np.random.Generator,
     size: int,
     density: int,
@@ -136,20 +134,20 @@ def _picture(
     mask = np.zeros((size, size), bool)
     if lesion is not None:
         tissue, mask = add_lesion(lesion_rng, tissue, anatomy, lesion, 1 / difficulty)
-    tissue *= np.float32(rng.uniform(0.92, 1.08))  # no two films are exposed alike
-    film = np.clip(tissue, 0, 1) ** np.float32(1.15)
-    grain = rng.random(film.shape, np.float32) - np.float32(0.5)
-    film += np.float32(0.028) * grain * (film > 0.01)
-    pixels = (np.clip(film, 0, 1) * 245).astype(np.uint8)
+    tissue *= np.float32(rng.uniform(0.92, 1.08))  # no two mammograms are exposed alike
+    mammogram = np.clip(tissue, 0, 1) ** np.float32(1.15)
+    grain = rng.random(mammogram.shape, np.float32) - np.float32(0.5)
+    mammogram += np.float32(0.028) * grain * (mammogram > 0.01)
+    pixels = (np.clip(mammogram, 0, 1) * 245).astype(np.uint8)
     if side == "R":  # the chest wall of a left breast is on the left
         pixels, mask = np.fliplr(pixels), np.fliplr(mask)
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    _add_film_marks(rng, image, side, view)
+    _add_scan_marks(rng, image, side, view)
     return image, np.ascontiguousarray(mask)
 
 
-def _add_film_marks(rng: np.random.Generator, image: Image.Image, side: str, view: str) -> None:
-    """A burned-in view label, and the white border that scanned films have, on some pictures."""
+def _add_scan_marks(rng: np.random.Generator, image: Image.Image, side: str, view: str) -> None:
+    """A burned-in view label, and the white border that scanned mammograms have, on some images."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
@@ -179,7 +177,7 @@ def _label_font(size: int) -> Any:
 
 
 def parse_phantom(data: str) -> int:
-    """Patients that ``phantom`` or ``phantom:N`` means, where N is a number of pictures."""
+    """Patients that ``phantom`` or ``phantom:N`` means, where N is a number of images."""
     name, colon, count = data.partition(":")
     try:
         images = int(count) if colon else DEFAULT_IMAGES
@@ -187,6 +185,6 @@ def parse_phantom(data: str) -> int:
         images = 0
     if name != "phantom" or images < IMAGES_PER_PATIENT:
         raise UsageError(
-            f"{data!r}; expected phantom or phantom:N with N pictures, {IMAGES_PER_PATIENT} or more"
+            f"{data!r}; expected phantom or phantom:N with N images, {IMAGES_PER_PATIENT} or more"
         )
     return -(-images // IMAGES_PER_PATIENT)

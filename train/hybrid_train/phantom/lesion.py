@@ -16,7 +16,7 @@ KINDS = ("mass", "spiculated mass", "calcifications")
 class Lesion:
     """What both views of a breast show.
 
-    ``radius`` is in pixels of a 512-pixel picture, ``depth`` the share of the way from the chest
+    ``radius`` is in pixels of a 512-pixel image, ``depth`` the share of the way from the chest
     wall to the nipple.
     """
 
@@ -36,7 +36,7 @@ def random_lesion(rng: np.random.Generator) -> Lesion:
 def add_lesion(
     rng: np.random.Generator, tissue: Field, anatomy: Anatomy, lesion: Lesion, contrast: float
 ) -> tuple[Field, NDArray[np.bool_]]:
-    """The picture with the lesion at a random height, and where it is, bool ``[size, size]``."""
+    """The image with the lesion at a random height, and where it is, bool ``[size, size]``."""
     size = anatomy.size
     row, column = place_inside(rng, anatomy, 0.72, lesion.depth)
     radius = lesion.radius * size / 512

@@ -1,4 +1,4 @@
-"""Calibration data for sets of labels, and how well the sets do on pictures not used for them."""
+"""Calibration data for prediction sets, and how well the sets do on images not used for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 ENTRIES = 1000
 #: A class's table is worth keeping with this many entries.
 FEWEST = 25
-#: Coverages that a compact table answers as exactly as a whole one.
+#: Coverages that a compact table returns as exactly as a complete one.
 USUAL = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.98, 0.99, 0.995, 0.999)
 #: Coverages that reports speak of.
 SHOWN = (0.8, 0.9, 0.95)
@@ -33,13 +33,13 @@ def calibrate(
     groups: Array | None = None,
     calibrated_on: str = "validation",
 ) -> Conformal:
-    """Tables from calibrated probabilities ``[n, classes]`` of pictures not trained on."""
+    """Tables from calibrated probabilities ``[n, classes]`` of images not trained on."""
     own = np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels]
     room = ENTRIES // (len(classes) + 1)
     kept = list(classes) if room >= FEWEST else []
     return Conformal(
         labels=tuple(classes),
-        pictures=table(own, ENTRIES - room * len(kept)),
+        images=table(own, ENTRIES - room * len(kept)),
         classes={name: table(own[labels == c], room) for c, name in enumerate(kept)},
         groups=None if groups is None else len(np.unique(groups)),
         calibrated_on=calibrated_on,
@@ -79,7 +79,7 @@ def rounded_down(value: float) -> float:
 
 
 def sets(conformal: Conformal, probabilities: Array, coverage: float, by: By) -> Array:
-    """Which labels are in each picture's set: bool ``[n, classes]``, as the runtime decides."""
+    """Which labels are in each image's set: bool ``[n, classes]``, as the runtime decides."""
     rule = conformal.rule(coverage, by)
     thresholds = np.array([rule.thresholds[name] for name in conformal.labels])
     inside: Array = np.asarray(probabilities) >= thresholds
@@ -88,9 +88,9 @@ def sets(conformal: Conformal, probabilities: Array, coverage: float, by: By) ->
 
 
 def measure(conformal: Conformal, probabilities: Array, labels: Array) -> list[dict[str, Any]]:
-    """Coverage and size of the sets on pictures of known label, for each of SHOWN and each way."""
+    """Coverage and size of the sets on images of known label, for each of SHOWN and each way."""
     rows = []
-    ways: tuple[By, ...] = ("class", "picture") if conformal.classes else ("picture",)
+    ways: tuple[By, ...] = ("class", "image") if conformal.classes else ("image",)
     for by in ways:
         for coverage in SHOWN:
             inside = sets(conformal, probabilities, coverage, by)

@@ -1,4 +1,4 @@
-"""The Gaussian of the training pictures' features, compact enough to travel with the model."""
+"""Fit the out-of-distribution detector: a compact Gaussian of the training images' features."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.uncertainty.ood import Novelty
+from hybrid_rt.uncertainty.ood import OodDetector
 
 Array = NDArray[Any]
 
-#: Directions kept: with 2816 features a picture then costs 0.4 MFLOP, the file 0.4 MB.
+#: Directions kept: with 2816 features an image then costs 0.4 MFLOP, the file 0.4 MB.
 DIRECTIONS = 32
-#: Share of pictures like the validation pictures that are called foreign.
+#: Share of images like the validation images that are flagged as out-of-distribution.
 FALSE_ALARMS = 0.01
-#: Relative error of a feature that is no sign of a foreign picture. Measured with the tiny preset:
-#: 0.01 for BF16, 0.05 for a certified INT8 file (docs/trust.md).
+#: Relative error of a feature that is no sign of an out-of-distribution image. Measured with the
+#: tiny preset: 0.01 for BF16, 0.05 for a validated INT8 file (docs/trust.md).
 ROUNDING = 0.05
 
 
-def fit_novelty(
+def fit_ood(
     train: Array,
     validation: Array,
     branches: Sequence[int],
     *,
     directions: int = DIRECTIONS,
     false_alarms: float = FALSE_ALARMS,
-) -> Novelty:
-    """From features ``[n, F]`` of training pictures and ``[m, F]`` of pictures not trained on.
+) -> OodDetector:
+    """From features ``[n, F]`` of training images and ``[m, F]`` of images not trained on.
 
     ``branches`` says how many features each branch has; a branch's features are divided by their
     root mean square. The covariance's leading directions keep their variances, all others share
-    the mean of theirs (probabilistic PCA, Tipping and Bishop 1999). With n training pictures at
-    most n / 8 directions are kept: few pictures say little of many variances. The distances of
+    the mean of theirs (probabilistic PCA, Tipping and Bishop 1999). With n training images at
+    most n / 8 directions are kept: few images say little of many variances. The distances of
     reference are those of features with an error of ROUNDING, so that the share of false alarms
     also holds for the files of lower precision.
     """
@@ -55,7 +55,7 @@ def fit_novelty(
         "rest": np.array([rest + ROUNDING**2]),
     }
     fitted = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
-    unfinished = Novelty(**fitted, reference=np.ones(1, np.float32))
+    unfinished = OodDetector(**fitted, reference=np.ones(1, np.float32))
     error = np.random.default_rng(0).normal(0, ROUNDING, np.shape(validation))
     distances = unfinished.distances(np.asarray(validation) * (1 + error))
-    return Novelty(**fitted, reference=np.sort(distances), false_alarms=false_alarms)
+    return OodDetector(**fitted, reference=np.sort(distances), false_alarms=false_alarms)

@@ -34,7 +34,7 @@ def choose_operating_point(
     """
     kind, value = parse_criterion(criterion)
     truth = np.asarray(labels).astype(bool)
-    # As a runtime gives them: what float32 cannot tell apart, no threshold can part.
+    # As a runtime returns them: what float32 cannot tell apart, no threshold can separate.
     probabilities = np.asarray(probabilities, np.float32).astype(np.float64)
     if kind == "fixed" or not truth.any() or truth.all():
         threshold = value if kind == "fixed" else 0.5
@@ -62,14 +62,14 @@ def at_threshold(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a threshold gives on some pictures, with 95% bootstrap intervals by group.
+    """What a threshold achieves on some images, with 95% bootstrap intervals by group.
 
     Sensitivity, specificity and the predictive values, None where there is nothing to divide by;
-    the predictive values hold for the frequency of positives among these pictures.
+    the predictive values hold for the frequency of positives among these images.
     """
     truth = np.asarray(labels).astype(bool)
     called = np.asarray(probabilities, np.float32).astype(np.float64) >= threshold
-    ratios = {  # which pictures are counted, and which of them are right
+    ratios = {  # which images are counted, and which of them are right
         "sensitivity": (truth, called),
         "specificity": (~truth, ~called),
         "positive_predictive_value": (called, truth),

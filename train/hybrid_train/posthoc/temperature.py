@@ -10,7 +10,7 @@ from hybrid_train.evaluation.reliability import Array
 def fit_temperature(logits: Array, labels: Array) -> float:
     """The temperature of least log loss (Guo et al., ICML 2017), between 0.05 and 20.
 
-    1.0 where it has no optimum: fewer than two classes, or every answer right.
+    1.0 where it has no optimum: fewer than two classes, or every prediction right.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,12 +1,12 @@
 """The report of a run, and what other pages take from it: style, figures, plots."""
 
-from hybrid_train.report.page import LIMITS, STYLE, esc, figures, rows_table
+from hybrid_train.report.page import DISCLAIMER, STYLE, esc, figures, rows_table
 from hybrid_train.report.plots import COLOURS, GREY, canvas, legend, svg
 
 __all__ = [
     "COLOURS",
+    "DISCLAIMER",
     "GREY",
-    "LIMITS",
     "STYLE",
     "canvas",
     "esc",

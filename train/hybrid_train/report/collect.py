@@ -1,4 +1,4 @@
-"""What of a finished run goes into its report: pictures, subgroups, counts."""
+"""What of a finished run goes into its report: images, subgroups, counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hybrid_train.report.page import GalleryItem, ReportData, write_report
 if TYPE_CHECKING:
     from hybrid_train.loop.trainer import Trainer
 
-GALLERY = 12  # of the right answers, and of the wrong ones
+GALLERY = 12  # of the right predictions, and of the wrong ones
 AGE_BANDS = ((0, 50), (50, 60), (60, 70), (70, 200))
 
 
@@ -36,7 +36,7 @@ def write_run_report(
 ) -> None:
     """Write report.html into the run folder."""
     shown = "test" if "test" in results else "val"
-    indices = split.parts()[shown]
+    indices = split.subsets()[shown]
     probabilities = softmax(logits[shown] / spec.temperature)
     report = ReportData(
         title=f"{samples.task} on {samples.origin}",
@@ -46,7 +46,7 @@ def write_run_report(
         metrics=results,
         logits=logits,
         labels=labels,
-        counts={name: part_counts(samples, part) for name, part in split.parts().items()},
+        counts={name: subset_counts(samples, subset) for name, subset in split.subsets().items()},
         gallery=gallery(trainer, samples, indices, probabilities),
         subgroups=subgroups(samples, indices, probabilities),
         versions=spec.provenance.get("versions", {}),
@@ -55,8 +55,8 @@ def write_run_report(
     write_report(options.output, report)
 
 
-def part_counts(samples: Samples, indices: NDArray[np.int64]) -> dict[str, int]:
-    row = {"pictures": len(indices), **samples.counts(indices)}
+def subset_counts(samples: Samples, indices: NDArray[np.int64]) -> dict[str, int]:
+    row = {"images": len(indices), **samples.counts(indices)}
     if samples.groups is not None:
         row[str(samples.group_column)] = len(set(samples.groups[indices].tolist()))
     return row
@@ -68,20 +68,20 @@ def gallery(
     indices: NDArray[np.int64],
     probabilities: NDArray[Any],
 ) -> list[GalleryItem]:
-    """The surest wrong answers, and right answers from all over the range."""
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    """The most probable wrong predictions, and right predictions from all over the range."""
+    predicted, top = probabilities.argmax(1), probabilities.max(1)
     wrong = predicted != samples.labels[indices]
-    order = np.argsort(-confidence, kind="stable")
+    order = np.argsort(-top, kind="stable")
     surest_wrong = [k for k in order if wrong[k]][:GALLERY]
     right = [k for k in order if not wrong[k]]
     spread = [right[i] for i in np.unique(np.linspace(0, len(right) - 1, GALLERY).astype(int))]
     return [
         GalleryItem(
-            image=Image.fromarray(trainer.pictures[int(indices[k])][0]),
+            image=Image.fromarray(trainer.dataset[int(indices[k])][0]),
             name=str(samples.names[indices[k]]),
             truth=samples.classes[samples.labels[indices[k]]],
             predicted=samples.classes[predicted[k]],
-            probability=float(confidence[k]),
+            probability=float(top[k]),
         )
         for k in [*surest_wrong, *(spread if right else [])]
     ]
@@ -99,15 +99,15 @@ def subgroups(
         keys = np.array([band(column, values[i]) for i in indices])
         for key in sorted(set(keys.tolist())):
             inside = keys == key
-            part, truth = probabilities[inside], labels[inside]
+            subset, truth = probabilities[inside], labels[inside]
             patients = None if groups is None else groups[inside]
             rows.append(
                 {
                     "subgroup": f"{column} {key}",
-                    "pictures": int(inside.sum()),
-                    "accuracy": float((part.argmax(1) == truth).mean()),
-                    "AUROC": auroc(part, truth, 1),
-                    "95% interval": auroc_interval(part, truth, chosen, patients, 1000, 0),
+                    "images": int(inside.sum()),
+                    "accuracy": float((subset.argmax(1) == truth).mean()),
+                    "AUROC": auroc(subset, truth, 1),
+                    "95% interval": auroc_interval(subset, truth, chosen, patients, 1000, 0),
                 }
             )
     return rows

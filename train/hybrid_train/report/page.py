@@ -1,4 +1,4 @@
-"""One self-contained page that shows how good a run is: numbers, curves and pictures.
+"""One self-contained page that shows how good a run is: numbers, curves and images.
 
     write_report(folder, report)  # folder/report.html
 
@@ -23,20 +23,20 @@ from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
 from hybrid_train.report import plots
 
-LIMITS = (
-    "This is a research tool and not a medical device. The numbers hold for pictures like those "
+DISCLAIMER = (
+    "This is a research tool and not a medical device. The numbers hold for images like those "
     "of this data set; other scanners, populations and ways of labelling can change them."
 )
 
 CHOSEN_ON_VAL = (
-    "There is no test part: the epoch, the temperature and the threshold were chosen on the "
-    "pictures measured here, so expect somewhat less on new ones."
+    "There is no test subset: the epoch, the temperature and the threshold were chosen on the "
+    "images measured here, so expect somewhat less on new ones."
 )
 
-BY = {"class": "each class", "picture": "all pictures"}
-LABEL_SETS = (
-    "Split conformal prediction, calibrated on the validation part: the share of pictures whose "
-    "set holds the true label. hybrid-predict gives these sets with --coverage."
+BY = {"class": "each class", "image": "all images"}
+PREDICTION_SETS = (
+    "Split conformal prediction, calibrated on the validation subset: the share of images whose "
+    "set holds the true label. hybrid-predict returns these sets with --coverage."
 )
 
 STYLE = """
@@ -65,13 +65,13 @@ figure img{width:100%;display:block;background:#000}
 figcaption{padding:.4rem .6rem;font-size:.82rem;line-height:1.35}
 figure.wrong{border-color:#c62828}figure.wrong figcaption b{color:#c62828}
 pre{padding:.8rem 1rem;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}
-.limits{border-left:4px solid #f9a825;background:#fffdf3;padding:.7rem 1rem;border-radius:4px}
+.disclaimer{border-left:4px solid #f9a825;background:#fffdf3;padding:.7rem 1rem;border-radius:4px}
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryItem:
-    """A picture with what is true of it and what was answered."""
+    """An image with its true and its predicted class."""
 
     image: Image.Image
     name: str
@@ -101,8 +101,8 @@ class ReportData:
 def write_report(folder: str | Path, report: ReportData) -> Path:
     """Write ``report.html`` into ``folder``, whole or not at all; its path."""
     path = Path(folder) / "report.html"
-    with atomic_path(path) as part:
-        part.write_text(render(report), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(render(report), encoding="utf-8")
     return path
 
 
@@ -110,51 +110,54 @@ def render(report: ReportData) -> str:
     """The page as text."""
     shown = "test" if "test" in report.metrics else next(iter(report.metrics))
     spec = report.spec
-    parts = [
+    sections = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         f"<meta name='viewport' content='width=device-width'><title>{esc(report.title)}</title>"
         f"<style>{STYLE}</style></head><body><main>",
         f"<h1>{esc(report.title)}</h1><p class='sub'>{esc(spec.vit.model)} + "
         f"{esc(spec.cnn.model)}, {spec.preprocess.height} px, classes "
-        f"{esc(', '.join(spec.classes))}. Numbers below are of the <b>{esc(shown)}</b> part.</p>",
+        f"{esc(', '.join(spec.classes))}. Numbers below are of the <b>{esc(shown)}</b> subset.</p>",
         cards(report.metrics[shown], spec),
-        f"<p class='limits'>{esc(LIMITS)}</p>",
+        f"<p class='disclaimer'>{esc(DISCLAIMER)}</p>",
     ]
     notes = [*report.notes, *report.metrics[shown].get("notes", ())]
     if shown == "val":
         notes.append(CHOSEN_ON_VAL)
     if notes:
-        parts.append("<ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul>")
-    parts += ["<h2>Data</h2>", data_table(report.counts)]
-    parts += ["<h2>Training</h2>", f"<p class='sub'>{esc(speed(report.history))}</p>"]
-    parts.append(figures(plots.training(report.history)))
-    parts += [f"<h2>Curves ({esc(shown)})</h2>"]
+        sections.append("<ul>" + "".join(f"<li>{esc(n)}</li>" for n in notes) + "</ul>")
+    sections += ["<h2>Data</h2>", data_table(report.counts)]
+    sections += ["<h2>Training</h2>", f"<p class='sub'>{esc(speed(report.history))}</p>"]
+    sections.append(figures(plots.training(report.history)))
+    sections += [f"<h2>Curves ({esc(shown)})</h2>"]
     before, labels = report.logits[shown], report.labels[shown]
     drawn = plots.quality(before, labels, spec.classes, spec.temperature, spec.operating_point)
-    parts.append(figures(drawn))
-    parts += ["<h2>All measures</h2>", measures_table(report.metrics)]
-    parts.append(
+    sections.append(figures(drawn))
+    sections += ["<h2>All measures</h2>", measures_table(report.metrics)]
+    sections.append(
         f"<p class='sub'>ECE is the expected calibration error in "
         f"{esc(report.metrics[shown]['ece_binning'])}. Intervals hold 95% of bootstrap draws of "
         "whole groups (patients) where the data has them.</p>"
     )
-    parts += [f"<h2>By class ({esc(shown)})</h2>"]
-    parts.append(rows_table(report.metrics[shown]["per_class"]))
-    if sets := report.metrics[shown].get("label_sets"):
-        parts += [f"<h2>Sets of labels ({esc(shown)})</h2>", label_sets_table(sets)]
-        parts.append(f"<p class='sub'>{esc(LABEL_SETS)}</p>")
+    sections += [f"<h2>By class ({esc(shown)})</h2>"]
+    sections.append(rows_table(report.metrics[shown]["per_class"]))
+    if sets := report.metrics[shown].get("prediction_sets"):
+        sections += [f"<h2>Prediction sets ({esc(shown)})</h2>", prediction_sets_table(sets)]
+        sections.append(f"<p class='sub'>{esc(PREDICTION_SETS)}</p>")
     if report.subgroups:
-        parts += [f"<h2>By subgroup ({esc(shown)})</h2>", rows_table(report.subgroups)]
-    for title, wrong in (("Wrong answers, surest first", True), ("Right answers", False)):
+        sections += [f"<h2>By subgroup ({esc(shown)})</h2>", rows_table(report.subgroups)]
+    for title, wrong in (
+        ("Wrong predictions, most probable first", True),
+        ("Right predictions", False),
+    ):
         items = [g for g in report.gallery if (g.truth != g.predicted) == wrong]
         if items:
-            parts += [f"<h2>{title}</h2><div class='gallery'>"]
-            parts += [picture(item, wrong) for item in items]
-            parts.append("</div>")
+            sections += [f"<h2>{title}</h2><div class='gallery'>"]
+            sections += [gallery_figure(item, wrong) for item in items]
+            sections.append("</div>")
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    parts.append(f"<h2>How it was made</h2><pre>{esc(report.command)}\n\n{esc(versions)}</pre>")
-    parts.append("</main></body></html>")
-    return "\n".join(parts)
+    sections.append(f"<h2>How it was made</h2><pre>{esc(report.command)}\n\n{esc(versions)}</pre>")
+    sections.append("</main></body></html>")
+    return "\n".join(sections)
 
 
 def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
@@ -163,7 +166,7 @@ def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
     entries = [
         ("AUROC", metrics["auroc"], f"95% {interval[0]:.3f} to {interval[1]:.3f}" if interval else
          "one against the rest" if len(spec.classes) > 2 else ""),
-        ("Accuracy", metrics["accuracy"], f"{metrics['count']} pictures"),
+        ("Accuracy", metrics["accuracy"], f"{metrics['count']} images"),
         ("Balanced accuracy", metrics["balanced_accuracy"], "mean recall of the classes"),
         ("Average precision", metrics["average_precision"], ""),
         ("Sensitivity", metrics["sensitivity_at_90_specificity"], "at 90% specificity"),
@@ -193,20 +196,20 @@ def at_threshold(interval: tuple[float, float] | None) -> str:
 
 
 def speed(history: Sequence[Mapping[str, Any]]) -> str:
-    """How fast training was, and how much of it went by waiting for pictures."""
+    """How fast training was, and how much of it went by waiting for images."""
     if not history:
         return "No epoch was trained."
     rate = median(row["images_per_s"] for row in history)
     waited = sum(row["data_wait"] * row["seconds"] for row in history)
     seconds = sum(row["seconds"] for row in history)
     return (
-        f"{len(history)} epochs in {seconds:.0f} s, {rate:.0f} pictures a second (median epoch), "
+        f"{len(history)} epochs in {seconds:.0f} s, {rate:.0f} images a second (median epoch), "
         f"{waited / max(seconds, 1e-9):.0%} of the time waiting for data."
     )
 
 
 def data_table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    return rows_table([{"part": name, **row} for name, row in counts.items()])
+    return rows_table([{"subset": name, **row} for name, row in counts.items()])
 
 
 def measures_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -223,7 +226,7 @@ def measures_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def label_sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
+def prediction_sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
     return rows_table(
         [
             {
@@ -268,7 +271,7 @@ def figures(svgs: Sequence[str]) -> str:
     return "<div class='plots'>" + "".join(f"<div class='plot'>{s}</div>" for s in svgs) + "</div>"
 
 
-def picture(item: GalleryItem, wrong: bool) -> str:
+def gallery_figure(item: GalleryItem, wrong: bool) -> str:
     thumbnail = item.image.convert("L" if item.image.mode == "L" else "RGB")
     thumbnail.thumbnail((300, 300))
     buffer = io.BytesIO()

@@ -53,7 +53,7 @@ def quality(
 ) -> list[str]:
     """ROC, precision and recall, confusion matrix, reliability before and after calibration.
 
-    With two classes also how the probabilities spread, and what each threshold would give;
+    With two classes also how the probabilities spread, and what each threshold would achieve;
     ``point`` marks the one that was chosen.
     """
     probabilities = softmax(np.asarray(logits) / temperature)
@@ -116,7 +116,7 @@ def confusion(probabilities: Array, labels: Array, classes: Sequence[str]) -> st
 
     matrix = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    figure, axes = canvas("Confusion matrix (likeliest class)", "answered", "true")
+    figure, axes = canvas("Confusion matrix (likeliest class)", "predicted", "true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     ticks = range(len(classes))
     if len(classes) <= MOST_TICKS:
@@ -134,7 +134,9 @@ def confusion(probabilities: Array, labels: Array, classes: Sequence[str]) -> st
 
 
 def reliability_diagram(logits: Array, labels: Array, temperature: float) -> str:
-    figure, axes = canvas("Reliability", "probability of the answer", "share that is right")
+    figure, axes = canvas(
+        "Reliability", "probability of the predicted class", "share that is right"
+    )
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     for name, value, colour in (
         ("before calibration", 1.0, GREY),
@@ -143,7 +145,7 @@ def reliability_diagram(logits: Array, labels: Array, temperature: float) -> str
         error = calibration_error(softmax(np.asarray(logits) / value), labels)["ece"]
         bins = reliability(logits, labels, value)
         kept = [k for k, n in enumerate(bins["count"]) if n]
-        x = [bins["confidence"][k] for k in kept]
+        x = [bins["probability"][k] for k in kept]
         y = [bins["accuracy"][k] for k in kept]
         sizes = [15 + 120 * bins["count"][k] / len(labels) for k in kept]
         axes.plot(x, y, color=colour, lw=1)
@@ -161,9 +163,9 @@ def spread(
     positive: int,
     point: OperatingPoint | None,
 ) -> str:
-    """How the positive class's probability is spread over the pictures of each class."""
+    """How the positive class's probability is spread over the images of each class."""
     figure, axes = canvas(
-        "Probabilities", f"probability of {shown_name(classes[positive])}", "pictures"
+        "Probabilities", f"probability of {shown_name(classes[positive])}", "images"
     )
     bins = np.linspace(0, 1, 26)
     for c, colour in ((1 - positive, BLUE), (positive, ORANGE)):
@@ -215,7 +217,7 @@ def legend(axes: Any, place: str) -> None:
 
 
 def svg(figure: Any) -> str:
-    """The figure as an SVG element: text stays text, equal figures give equal elements."""
+    """The figure as an SVG element: text stays text, equal figures make equal elements."""
     import matplotlib as mpl
 
     buffer = io.StringIO()

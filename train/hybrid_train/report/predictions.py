@@ -1,7 +1,7 @@
-"""predictions.csv: what the finished model answers for each validation and test picture.
+"""predictions.csv: what the finished model predicts for each validation and test image.
 
-Columns: split, picture, group (the patient), label, predicted, p_<class> for each class (with the
-temperature), novelty (above 1 is foreign), then the data's own columns for subgroups.
+Columns: split, image, group (the patient), label, predicted, p_<class> for each class (with the
+temperature), ood_score (above 1 is out of distribution), then the data's own columns for subgroups.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
-from hybrid_rt.uncertainty.ood import Novelty
+from hybrid_rt.uncertainty.ood import OodDetector
 from hybrid_train.data.samples import Samples
 from hybrid_train.data.splits import Split
-from hybrid_train.posthoc.fit import Part
+from hybrid_train.posthoc.fit import Subset
 
 PREDICTIONS = "predictions.csv"
 
@@ -24,21 +24,21 @@ PREDICTIONS = "predictions.csv"
 def write_predictions(
     path: Path,
     spec: ModelSpec,
-    novelty: Novelty,
+    detector: OodDetector,
     samples: Samples,
     split: Split,
-    parts: Mapping[str, Part],
+    subsets: Mapping[str, Subset],
 ) -> None:
     """Write the file, whole or not at all (CSV by RFC 4180, UTF-8; a null is an empty cell)."""
-    columns = ["split", "picture", "group", "label", "predicted"]
-    columns += [*(f"p_{name}" for name in spec.classes), "novelty", *samples.columns]
+    columns = ["split", "image", "group", "label", "predicted"]
+    columns += [*(f"p_{name}" for name in spec.classes), "detector", *samples.columns]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
-        for name, part in parts.items():
-            probabilities = part.probabilities(spec)
-            scores = novelty.score(part.features)
-            for k, index in enumerate(split.parts()[name].tolist()):
+        for name, subset in subsets.items():
+            probabilities = subset.probabilities(spec)
+            scores = detector.score(subset.features)
+            for k, index in enumerate(split.subsets()[name].tolist()):
                 row: list[Any] = [
                     name,
                     samples.names[index],

@@ -7,7 +7,7 @@ import pytest
 from factories.typed_onnx import write_typed_onnx
 from fakes.machine import FakeMachine
 from fakes.tensorrt import API, VERSIONS, checked_class, fake_tensorrt
-from hybrid_export.onnx_graph.dtype_report import graph_receipt
+from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.tensorrt.builder.config import BuildRequest
 from hybrid_rt.tensorrt.builder.layer_types import engine_layers
@@ -123,19 +123,19 @@ def test_86_leaves_quantized_layers_to_tensorrt(machine86, tmp_path):
     assert config._set_flags == ["INT8", "OBEY_PRECISION_CONSTRAINTS"]
     assert layers["conv"].precision is None
     assert layers["head"].precision.name == "FLOAT"
-    assert result["receipt"]["layers"]["convolution"] == {"int8": 1}
+    assert result["dtype_report"]["layers"]["convolution"] == {"int8": 1}
 
 
-def test_receipt_is_that_of_the_graph(machine, tmp_path):
+def test_dtype_report_is_that_of_the_graph(machine, tmp_path):
     result, *_ = build_on(machine, tmp_path)
-    of_graph = graph_receipt(tmp_path / "model.onnx")
+    of_graph = graph_dtype_report(tmp_path / "model.onnx")
     for key in ("weight_bytes", "weight_share", "layers"):
-        assert result["receipt"][key] == of_graph[key], key
-    assert result["receipt"]["engine"] == {
+        assert result["dtype_report"][key] == of_graph[key], key
+    assert result["dtype_report"]["engine"] == {
         "layers": {"float16": 2, "float32": 1},
         "weights": {"float16": 768},
     }
-    assert result["receipt"]["weight_share"]["float16"] > 0.99
+    assert result["dtype_report"]["weight_share"]["float16"] > 0.99
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "[]", '{"Layers": ["name only"]}', "{}"])

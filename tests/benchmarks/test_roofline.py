@@ -1,13 +1,13 @@
-"""The floor counts a model's operations and measures rates of the right order."""
+"""The roofline counts a model's operations and measures rates of the right order."""
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.floor import CUDA_TYPES, copy_bandwidth, count_operations, matmul_rate
 from benchmarks.prepare import gpu_name
-from benchmarks.tables import computed_in, floor_share, what_ran
+from benchmarks.roofline import CUDA_TYPES, copy_bandwidth, count_operations, matmul_rate
+from benchmarks.tables import computed_in, roofline_share, what_ran
 
 
 def test_operations_of_a_convolution_and_a_product(tmp_path):
@@ -40,9 +40,11 @@ def test_a_rate_is_measured(dtype):
 
 def test_the_share_is_of_what_the_row_computed_in():
     row = {"table": "batch 1", "row": "hybrid-rt int8", "images": 2, "p50_ms": 500.0, "ran": {}}
-    floor = {"operations": 1e9, "int8_operations_per_s": 8e9, "float32_operations_per_s": 1e9}
-    assert floor_share(row, {"floor": floor}) == pytest.approx(0.5)
-    assert floor_share(row | {"table": "load to first prediction"}, {"floor": floor}) is None
+    roofline = {"operations": 1e9, "int8_operations_per_s": 8e9, "float32_operations_per_s": 1e9}
+    assert roofline_share(row, {"roofline": roofline}) == pytest.approx(0.5)
+    assert (
+        roofline_share(row | {"table": "load to first prediction"}, {"roofline": roofline}) is None
+    )
 
 
 @pytest.mark.parametrize(

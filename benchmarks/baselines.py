@@ -1,6 +1,6 @@
 """The ways to run the hybrid that are compared: each as its users would write it.
 
-A peer is a function that loads a model and returns a Runner. It runs in a process of its own
+A baseline is a function that loads a model and returns a Runner. It runs in a process of its own
 (see worker.py), so libraries imported here at module level would blur the load times: none are.
 """
 
@@ -34,7 +34,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Peer:
+class Row:
     """A row of the tables: ``needs`` are file names in the model folder; gpu rows need a device."""
 
     name: str
@@ -42,7 +42,7 @@ class Peer:
     ours: bool = False
     gpu: bool = False
     needs: tuple[str, ...] = ()
-    #: Which limits its logits must keep: fp32, bf16, fp16 or int8.
+    #: Whose tolerances its logits must keep: fp32, bf16, fp16 or int8.
     precision: str = "fp32"
 
 

@@ -1,6 +1,6 @@
 """What the machine can do: its matrix-product rate and memory bandwidth, measured, and the work.
 
-A row's share of the floor is the time the model's operations would take at the measured rate,
+A row's share of the roofline is the time the model's operations would take at the measured rate,
 divided by the time the row took. 1.0 would be a perfect implementation.
 """
 
@@ -100,7 +100,7 @@ def copy_bandwidth(*, device: str = "cpu", megabytes: int = 512, seconds: float 
 
 
 def _best(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the repeats that fit in ``seconds``: a floor wants the best case."""
+    """The shortest of the repeats that fit in ``seconds``: a roofline is the best case."""
     call()
     best, end = np.inf, time.perf_counter() + seconds
     while time.perf_counter() < end:
