@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, command: str) -> int:
     from dataclasses import fields
 
-    from hybrid_train.config import PRESETS, RunOptions, TrainConfig
+    from hybrid_train.config import PRESETS, RunConfig, RunOptions
     from hybrid_train.data.samples import DataOptions
     from hybrid_train.run import fit
 
-    known = {f.name for f in fields(TrainConfig)}
+    known = {f.name for f in fields(RunConfig)}
     changes = {k: v for k, v in vars(args).items() if k in known and v is not None}
     config = PRESETS[args.preset].replace(**changes)
     if args.resume and args.output is None:

@@ -39,7 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class RunConfig:
     """Settings of a run; the command line's options by the same names."""
 
     vit: str = "vit_base_patch16_224"
@@ -128,7 +128,7 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def replace(self, **changes: Any) -> TrainConfig:
+    def replace(self, **changes: Any) -> RunConfig:
         unknown = sorted(set(changes) - {f.name for f in fields(self)})
         if unknown:
             known = ", ".join(f.name for f in fields(self))
@@ -183,9 +183,9 @@ class RunOptions:
 
 PRESETS = {
     # The network of the paper and the notebook.
-    "base": TrainConfig(),
+    "base": RunConfig(),
     # Small enough to learn the phantoms from nothing on two CPU cores in a minute or two.
-    "tiny": TrainConfig(
+    "tiny": RunConfig(
         vit="test_vit",
         cnn="test_resnet",
         image_size=160,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hybrid_rt.errors import DataError, UsageError
-from hybrid_train.config import RunOptions, TrainConfig
+from hybrid_train.config import RunConfig, RunOptions
 from hybrid_train.data.kept_images import CALIBRATION, VALIDATION
 from hybrid_train.data.loader import ImageDataset
 from hybrid_train.data.samples import Samples
@@ -28,7 +28,7 @@ from hybrid_train.provenance import write_json
 Log = Callable[[str], None]
 
 
-def fit(options: RunOptions, config: TrainConfig, log: Log) -> dict[str, Any] | None:
+def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | None:
     """Train and write the run folder; the metrics, or None where Ctrl-C ended it.
 
     Raises UsageError, DataError, CheckpointError or TrainingError; what an earlier run left in
@@ -97,9 +97,7 @@ def check_output(options: RunOptions) -> None:
         )
 
 
-def prepare_folder(
-    options: RunOptions, config: TrainConfig, samples: Samples, split: Split
-) -> None:
+def prepare_folder(options: RunOptions, config: RunConfig, samples: Samples, split: Split) -> None:
     output = options.output
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -115,7 +113,7 @@ def prepare_folder(
 
 
 def decode_images(
-    dataset: ImageDataset, config: TrainConfig, say: Log, *, quiet: bool = False
+    dataset: ImageDataset, config: RunConfig, say: Log, *, quiet: bool = False
 ) -> Samples:
     """Decode all images if they fit the cache; leave bad ones out, or fail, as told."""
     say(f"decoding {len(dataset)} images")

@@ -70,7 +70,7 @@ def test_the_predictions_reproduce_the_metrics(run):
     with (run / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "split", "image", "group", "label", "predicted", "p_no cancer", "p_cancer", "detector",
+        "split", "image", "group", "label", "predicted", "p_no cancer", "p_cancer", "ood_score",
         "view", "laterality", "density", "age", "implant",
     ]  # fmt: skip
     split = json.loads((run / "split.json").read_text())
@@ -82,7 +82,7 @@ def test_the_predictions_reproduce_the_metrics(run):
         truth = [row["label"] == "cancer" for row in subset]
         scores = [float(row["p_cancer"]) for row in subset]
         assert roc_auc_score(truth, scores) == pytest.approx(metrics[name]["auroc"], abs=1e-12)
-        flagged = [float(row["detector"]) > 1 for row in subset]
+        flagged = [float(row["ood_score"]) > 1 for row in subset]
         assert np.mean(flagged) == metrics[name]["ood_rate"]
     assert {row["laterality"] for row in rows} == {"L", "R"}
     assert all(row["age"] == "" or 20 < int(row["age"]) < 100 for row in rows)

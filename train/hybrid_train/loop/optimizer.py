@@ -12,7 +12,7 @@ from torch import nn
 
 from hybrid_rt.cpu import cpu_profile, usable, why_unusable
 from hybrid_rt.errors import UsageError
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunConfig
 from hybrid_train.model.hybrid import HybridClassifier
 
 
@@ -61,7 +61,7 @@ def exact() -> AbstractContextManager[Any]:
     return flags
 
 
-def make_optimizer(model: HybridClassifier, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: HybridClassifier, config: RunConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019): no decay on biases and norms, optional layer-wise decay.
 
     Every group carries ``lr_scale``, by which the schedule's rate is multiplied.
@@ -82,7 +82,7 @@ def make_optimizer(model: HybridClassifier, config: TrainConfig) -> torch.optim.
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
-def backbone_groups(backbone: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def backbone_groups(backbone: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
     if config.layer_decay < 1:
         from timm.optim import param_groups_layer_decay
 
@@ -127,7 +127,7 @@ def freeze_batchnorm(model: nn.Module) -> None:
             module.eval()
 
 
-def restore_prior(head: nn.Linear, counts: Any, config: TrainConfig) -> None:
+def restore_prior(head: nn.Linear, counts: Any, config: RunConfig) -> None:
     """Restore the classes' frequencies that balancing removed.
 
     Class weights and balanced sampling train for equal classes, and the probabilities say so. The

@@ -12,7 +12,7 @@ import torch
 
 from hybrid_rt.errors import CheckpointError
 from hybrid_rt.files import atomic_path
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunConfig
 from hybrid_train.model.checkpoint import load_pickle
 
 #: Settings that may differ between a run and its resumption: they do not change the weights.
@@ -49,7 +49,7 @@ class Progress:
 
 
 def save_training_state(
-    path: Path, objects: Mapping[str, Any], progress: Progress, config: TrainConfig
+    path: Path, objects: Mapping[str, Any], progress: Progress, config: RunConfig
 ) -> None:
     """Write the objects' state dicts (an object may be None): complete, or the older file stays."""
     state = {name: None if item is None else item.state_dict() for name, item in objects.items()}
@@ -58,7 +58,7 @@ def save_training_state(
         torch.save(state, temporary)
 
 
-def load_training_state(path: Path, objects: Mapping[str, Any], config: TrainConfig) -> Progress:
+def load_training_state(path: Path, objects: Mapping[str, Any], config: RunConfig) -> Progress:
     """Load the objects in place; where they stood.
 
     Raises CheckpointError where the file is not there or is of another configuration.
@@ -81,7 +81,7 @@ def load_training_state(path: Path, objects: Mapping[str, Any], config: TrainCon
         raise CheckpointError(f"{path} is not a state of this run ({err!r})") from err
 
 
-def changed_since(then: Any, config: TrainConfig) -> str:
+def changed_since(then: Any, config: RunConfig) -> str:
     """The first setting that matters and differs, such as "lr=0.1, now 0.2"; else empty."""
     if not isinstance(then, dict):
         return "none at all"

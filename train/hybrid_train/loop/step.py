@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunConfig
 from hybrid_train.data.augment import augment, mixer, rand_augment
 from hybrid_train.data.loader import BatchPlan
 from hybrid_train.loop.ema import WeightAverage
@@ -28,7 +28,7 @@ class TrainingStep:
     def __init__(
         self,
         model: HybridClassifier,
-        config: TrainConfig,
+        config: RunConfig,
         plan: BatchPlan,
         labels: NDArray[np.int64],
         classes: int,

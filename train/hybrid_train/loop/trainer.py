@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hybrid_rt.errors import TrainingError, UsageError
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunConfig
 from hybrid_train.data.loader import BatchPlan, ImageDataset, Loader, available_cores
 from hybrid_train.data.splits import Split
 from hybrid_train.evaluation import metrics
@@ -43,7 +43,7 @@ class Trainer:
         self,
         model: HybridClassifier,
         spec: ModelSpec,
-        config: TrainConfig,
+        config: RunConfig,
         dataset: ImageDataset,
         split: Split,
         folder: Path,
@@ -239,7 +239,7 @@ class Trainer:
         return min(available_cores(), 8) if asked is None else asked
 
 
-def check_batchnorm(model: nn.Module, plan: BatchPlan, config: TrainConfig) -> None:
+def check_batchnorm(model: nn.Module, plan: BatchPlan, config: RunConfig) -> None:
     """Refuse to normalize over one image: raises UsageError."""
     if plan.batch_size // plan.world > 1 or config.freeze_batchnorm:
         return

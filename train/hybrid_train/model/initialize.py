@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import Branch, Head, ModelSpec, Preprocess
-from hybrid_train.config import TrainConfig, option
+from hybrid_train.config import RunConfig, option
 from hybrid_train.data.samples import Samples
 from hybrid_train.model.checkpoint import load_into, load_state
 from hybrid_train.model.hybrid import HybridClassifier, describe_branches
@@ -39,7 +39,7 @@ class Start:
 
 
 def choose_start(
-    config: TrainConfig,
+    config: RunConfig,
     *,
     weights: Path | None = None,
     pretrained: Sequence[Path] | None = None,
@@ -86,7 +86,7 @@ def choose_start(
 
 
 def make_model(
-    samples: Samples, start: Start, config: TrainConfig
+    samples: Samples, start: Start, config: RunConfig
 ) -> tuple[HybridClassifier, ModelSpec]:
     """The network with the weights it starts with, and the spec it is trained under."""
     provenance = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty import conformal as rt_conformal
 from hybrid_rt.uncertainty.ood import OodDetector
-from hybrid_train.config import TrainConfig
+from hybrid_train.config import RunConfig
 from hybrid_train.evaluation.reliability import softmax
 from hybrid_train.model.hybrid import HybridClassifier
 from hybrid_train.posthoc import conformal
@@ -55,7 +55,7 @@ class LogitsAndFeatures(nn.Module):
 
 
 def fit_on_validation(
-    spec: ModelSpec, val: Subset, train_features: Array, config: TrainConfig
+    spec: ModelSpec, val: Subset, train_features: Array, config: RunConfig
 ) -> tuple[ModelSpec, OodDetector]:
     """The spec with temperature, operating point and prediction sets, and the fitted detector."""
     spec = spec.replace(temperature=fit_temperature(val.logits, val.labels))

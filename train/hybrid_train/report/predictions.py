@@ -31,7 +31,7 @@ def write_predictions(
 ) -> None:
     """Write the file, whole or not at all (CSV by RFC 4180, UTF-8; a null is an empty cell)."""
     columns = ["split", "image", "group", "label", "predicted"]
-    columns += [*(f"p_{name}" for name in spec.classes), "detector", *samples.columns]
+    columns += [*(f"p_{name}" for name in spec.classes), "ood_score", *samples.columns]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
