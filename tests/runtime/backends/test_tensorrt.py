@@ -57,7 +57,7 @@ def machine10(monkeypatch, provider):
 
 def write_plan(machine, folder, **facts):
     path = folder / "model.plan"
-    path.write_bytes(plan_bytes(machine.trt, **facts))
+    path.write_bytes(plan_bytes(**facts))
     return path
 
 
@@ -231,18 +231,19 @@ def test_rtx_uses_its_own_graphs_and_keeps_its_kernels(monkeypatch, tmp_path, pr
     for run in range(2):
         session = open_plan(machine, tmp_path, cache=True)
         assert session.detail.endswith("CUDA graphs")
-        config = machine.trt.engines[-1]._contexts[0]._config
+        context = machine.trt.engines[-1].contexts[0]
+        config = context.config
         assert config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
         assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-        assert config._cache._loaded == (b"kernels" if run else None)
+        assert context.cached_kernels == (b"kernels" if run else None)
         session.close()
     assert machine.cuda.launches == 0
 
 
-def test_auxiliary_streams_are_given(machine10, tmp_path):
+def test_context_gets_auxiliary_streams(machine10, tmp_path):
     open_plan(machine10, tmp_path)
-    context = machine10.trt.engines[0]._contexts[0]
-    assert len(context._aux) == 1
+    (context, *_) = machine10.trt.engines[0].contexts
+    assert len(context.aux_streams) == 1
 
 
 def test_several_profiles(machine10, tmp_path):
@@ -250,7 +251,7 @@ def test_several_profiles(machine10, tmp_path):
     for batch in (1, 5, 20, 40, 1):
         pixels = images(batch, seed=batch)
         check(session.run(pixels), pixels)
-    profiles = sorted(c._profile for c in machine10.trt.engines[0]._contexts)
+    profiles = sorted(c.profile for c in machine10.trt.engines[0].contexts)
     assert profiles == [0, 1, 2]
 
 
@@ -284,7 +285,7 @@ def test_eight_threads_equal_one(monkeypatch, tmp_path, provider):
     with ThreadPoolExecutor(8) as pool:
         for batch, outputs in zip(batches, pool.map(session.run, batches), strict=True):
             check(outputs, batch)
-    contexts = machine.trt.engines[0]._contexts
+    contexts = machine.trt.engines[0].contexts
     assert 1 < len(contexts) <= MAX_CONTEXTS
     session.close()
     gc.collect()
@@ -298,7 +299,7 @@ def test_one_context_only_is_enough_for_many_threads(machine10, tmp_path):
     with ThreadPoolExecutor(6) as pool:
         for batch, outputs in zip(batches, pool.map(session.run, batches), strict=True):
             check(outputs, batch)
-    assert len(machine10.trt.engines[0]._contexts) == 1
+    assert len(machine10.trt.engines[0].contexts) == 1
 
 
 def test_closing_while_others_run(monkeypatch, tmp_path, provider):
@@ -373,7 +374,7 @@ def test_memory_limit_bounds_the_contexts(machine10, tmp_path):
     session = open_plan(machine10, tmp_path, memory_limit=2200)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(session.run, [images(1)] * 24))
-    assert len(machine10.trt.engines[0]._contexts) <= 2
+    assert len(machine10.trt.engines[0].contexts) <= 2
 
 
 def test_a_damaged_plan(machine, tmp_path):
@@ -447,7 +448,7 @@ def asked(machine10, monkeypatch):
 
     def build(onnx, plan, **choices):
         asked.update(choices, onnx=onnx)
-        plan.write_bytes(plan_bytes(machine10.trt) + b" ")
+        plan.write_bytes(plan_bytes() + b" ")
         from hybrid_rt.tensorrt.builder.build_engine import BuiltEngine
 
         facts = {"library": "tensorrt", "version": "10.3.0", "compute_capability": "8.9"}

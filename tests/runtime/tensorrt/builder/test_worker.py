@@ -1,12 +1,14 @@
 """The builder's calls, on the classes of each TensorRT as recorded from NVIDIA's bindings."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
 
 from factories.typed_onnx import write_typed_onnx
 from fakes.machine import FakeMachine
-from fakes.tensorrt import API, VERSIONS, checked_class, fake_tensorrt
+from fakes.tensorrt import API, VERSIONS, fake_tensorrt
 from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
 from hybrid_rt.errors import BackendError, DeviceError, ModelFileError, UsageError
 from hybrid_rt.tensorrt.builder.config import BuildRequest
@@ -28,7 +30,7 @@ def machine86(monkeypatch):
 
 
 def build_on(machine, tmp_path, *, dtype=np.float16, graph=None, **options):
-    """(result, network, config, events) of a build."""
+    """Build; return the result, what the builder was asked for, and the events."""
     onnx_path = write_typed_onnx(tmp_path / "model.onnx", dtype, **(graph or {}))
     request = BuildRequest(
         onnx_path=str(onnx_path),
@@ -38,12 +40,11 @@ def build_on(machine, tmp_path, *, dtype=np.float16, graph=None, **options):
     )
     events = []
     result = build(request, load_tensorrt(machine.library), events.append)
-    network, config = machine.trt.built[-1]
-    return result, network, config, events
+    return result, machine.trt.built[-1], events
 
 
 def test_every_version_builds(machine, tmp_path):
-    result, network, config, events = build_on(machine, tmp_path, workspace_bytes=1 << 28)
+    result, built, events = build_on(machine, tmp_path, workspace_bytes=1 << 28)
     assert result["built_for"] == {
         "library": machine.library,
         "version": API[machine.version]["version"],
@@ -53,47 +54,46 @@ def test_every_version_builds(machine, tmp_path):
         "version_compatible": False,
     }
     assert (tmp_path / "model.plan").stat().st_size > 0
-    assert config._pools == {"WORKSPACE": 1 << 28}
-    assert config._cleared == ["TF32"], "FP32 in the graph has to mean FP32"
-    assert config.max_aux_streams == 1
-    (profile,) = config._profiles
-    assert profile._ranges == {"images": ((1, 32, 32, 3), (8, 32, 32, 3), (8, 32, 32, 3))}
+    assert built.memory_pools == {"WORKSPACE": 1 << 28}
+    assert built.cleared_flags == ["TF32"], "FP32 in the graph has to mean FP32"
+    assert built.config.max_aux_streams == 1
+    shapes = ((1, 32, 32, 3), (8, 32, 32, 3), (8, 32, 32, 3))
+    assert built.profiles == [{"images": shapes}]
     assert events[-1] == {"progress": 1.0, "phase": "done"}
     assert any(0 < e.get("progress", 0) < 1 for e in events) == (machine.version != "8.6")
     assert machine.cuda.stack == []
-    assert config._targets == ({0: "CURRENT"} if machine.version == "rtx" else {})
+    assert built.compute_capabilities == ({0: "CURRENT"} if machine.version == "rtx" else {})
     if machine.version == "8.6":
-        assert network._network_flags == 1, "expected EXPLICIT_BATCH"
-        assert config._set_flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
-        assert config._preview == {"PROFILE_SHARING_0806": True}
+        assert built.network_flags == 1, "expected EXPLICIT_BATCH"
+        assert built.flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
+        assert built.preview_features == {"PROFILE_SHARING_0806": True}
     else:
-        assert network._network_flags == (2 if machine.version.startswith("10") else 0)
-        assert config._set_flags == []
+        assert built.network_flags == (2 if machine.version.startswith("10") else 0)
+        assert built.flags == []
 
 
 def test_86_is_held_to_the_types_of_the_graph(machine86, tmp_path):
-    _, network, _, _ = build_on(machine86, tmp_path)
+    _, built, _ = build_on(machine86, tmp_path)
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "model.onnx")).graph
     values = [*model.value_info, *model.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     names = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
-    layers = {layer.name: layer for layer in network._layers}
-    told = {}
+    precisions = {}
     for node in model.node:
-        layer = layers[node.name]
+        layer = built.layers[node.name]
         if node.op_type == "Cast":
             assert layer.precision is None
             continue
-        told[node.op_type] = layer.precision.name
+        precisions[node.op_type] = layer.precision.name
         assert layer.precision.name == names[types[node.output[0]]], node.name
-        assert layer._told[0].name == layer.precision.name
-    assert told["ReduceMean"] == told["Softmax"] == told["Mul"] == "FLOAT"
-    assert told["Conv"] == told["MatMul"] == told["LayerNormalization"] == "HALF"
+        assert layer.get_output_type(0).name == layer.precision.name
+    assert precisions["ReduceMean"] == precisions["Softmax"] == precisions["Mul"] == "FLOAT"
+    assert precisions["Conv"] == precisions["MatMul"] == precisions["LayerNormalization"] == "HALF"
 
 
 def test_an_fp32_graph_sets_no_lower_precision_on_86(machine86, tmp_path):
-    _, _, config, _ = build_on(machine86, tmp_path, dtype=np.float32)
-    assert config._set_flags == ["OBEY_PRECISION_CONSTRAINTS"]
+    _, built, _ = build_on(machine86, tmp_path, dtype=np.float32)
+    assert built.flags == ["OBEY_PRECISION_CONSTRAINTS"]
 
 
 def test_86_leaves_quantized_layers_to_tensorrt(machine86, tmp_path):
@@ -118,11 +118,10 @@ def test_86_leaves_quantized_layers_to_tensorrt(machine86, tmp_path):
         library="tensorrt",
     )
     result = build(request, load_tensorrt("tensorrt"), lambda event: None)
-    network, config = machine86.trt.built[-1]
-    layers = {layer.name: layer for layer in network._layers}
-    assert config._set_flags == ["INT8", "OBEY_PRECISION_CONSTRAINTS"]
-    assert layers["conv"].precision is None
-    assert layers["head"].precision.name == "FLOAT"
+    built = machine86.trt.built[-1]
+    assert built.flags == ["INT8", "OBEY_PRECISION_CONSTRAINTS"]
+    assert built.layers["conv"].precision is None
+    assert built.layers["head"].precision.name == "FLOAT"
     assert result["dtype_report"]["layers"]["convolution"] == {"int8": 1}
 
 
@@ -145,21 +144,21 @@ def test_an_inspector_that_says_nothing(text):
 
 def test_options_reach_the_configuration(monkeypatch, tmp_path):
     machine = FakeMachine(monkeypatch, "10.3")
-    result, _, config, _ = build_on(
+    result, built, _ = build_on(
         machine, tmp_path, version_compatible=True, hardware_compatible=True, max_batch=4,
         opt_batch=2,
     )  # fmt: skip
-    assert config._set_flags == ["VERSION_COMPATIBLE"]
-    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
-    assert config._profiles[0]._ranges["images"][1][0] == 2
+    assert built.flags == ["VERSION_COMPATIBLE"]
+    assert built.config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert built.profiles[0]["images"][1][0] == 2
     assert result["built_for"]["max_batch"] == 4
     assert result["built_for"]["version_compatible"]
 
 
 def test_a_graph_of_fixed_batch_needs_no_profile(monkeypatch, tmp_path):
     machine = FakeMachine(monkeypatch, "11.4")
-    result, _, config, _ = build_on(machine, tmp_path, graph={"batch": 3})
-    assert config._profiles == []
+    result, built, _ = build_on(machine, tmp_path, graph={"batch": 3})
+    assert built.profiles == []
     assert result["built_for"]["max_batch"] == 3
 
 
@@ -178,8 +177,8 @@ def test_timing_cache_is_read_extended_and_replaced(monkeypatch, tmp_path):
 
 def test_rtx_targets(monkeypatch, tmp_path):
     machine = FakeMachine(monkeypatch, "rtx", devices=())
-    result, _, config, _ = build_on(machine, tmp_path, compute_capabilities=["8.9", "12.0"])
-    assert config._targets == {0: "SM89", 1: "SM120"}
+    result, built, _ = build_on(machine, tmp_path, compute_capabilities=["8.9", "12.0"])
+    assert built.compute_capabilities == {0: "SM89", 1: "SM120"}
     assert result["built_for"]["compute_capability"] == "8.9,12.0"
     with pytest.raises(UsageError, match=r"capability 9\.0; it knows 7\.5, 8\.0, 8\.6, 8\.9"):
         build_on(machine, tmp_path, compute_capabilities=["9.0"])
@@ -210,24 +209,11 @@ def test_86_refuses_an_opset_it_reads_wrongly(machine86, tmp_path):
 
 def test_86_has_no_bfloat16(machine86):
     def parse(trt, network, path):
-        layer = trt.ILayer("CAST", "c", [], [trt.ITensor("t", trt.DataType.FLOAT, [])])
-        layer.__dict__["_to_type"] = type("Type", (), {"name": "BF16"})()
-        network._layers.append(layer)
-        network._inputs.append(trt.ITensor("images", trt.DataType.UINT8, [-1, 32, 32, 3]))
+        images = network.add_input("images", trt.DataType.UINT8, [-1, 32, 32, 3])
+        network.add_cast(images, SimpleNamespace(name="BF16"))
         return True
 
     library = TensorRTLibrary("tensorrt", fake_tensorrt("8.6", machine86.cuda, parse=parse))
     request = BuildRequest(onnx_path="unused", plan_path="unused", library="tensorrt")
     with pytest.raises(BackendError, match=r"8\.6\.1 cannot run bfloat16; use the FP16"):
         build(request, library, lambda event: None)
-
-
-def test_the_recorded_classes_refuse_what_the_real_ones_refuse():
-    config = checked_class("IBuilderConfig", API["11.4"]["classes"]["IBuilderConfig"])()
-    with pytest.raises(AttributeError, match="int8_calibrator"):
-        config.int8_calibrator = None
-    with pytest.raises(AttributeError, match="set_calibration_profile"):
-        config.set_calibration_profile(None)
-    assert "FP16" not in API["11.4"]["enumerations"]["BuilderFlag"]
-    assert "FP16" in API["8.6"]["enumerations"]["BuilderFlag"]
-    assert "STRONGLY_TYPED" not in API["8.6"]["enumerations"]["NetworkDefinitionCreationFlag"]
