@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from hybrid_rt.cpu import cpu_profile, usable, why_unusable
@@ -66,45 +66,23 @@ def make_optimizer(model: HybridClassifier, config: RunConfig) -> torch.optim.Ad
 
     Every group carries ``lr_scale``, by which the schedule's rate is multiplied.
     """
-    groups: list[dict[str, Any]] = []
-    for backbone in (model.vit, model.cnn):
-        for group in backbone_groups(backbone, config):
-            scale = group.get("lr_scale", 1.0) * config.backbone_lr_scale
-            groups.append(
-                {
-                    "params": group["params"],
-                    "weight_decay": group.get("weight_decay", config.weight_decay),
-                    "lr_scale": scale,
-                }
-            )
-    groups += decay_groups(model.head.named_parameters(), config.weight_decay)
+    groups = [
+        {**group, "lr_scale": group.get("lr_scale", 1.0) * config.backbone_lr_scale}
+        for backbone in (model.vit, model.cnn)
+        for group in backbone_groups(backbone, config)
+    ]
+    for group in param_groups_weight_decay(model.head, config.weight_decay):
+        groups.append({**group, "lr_scale": 1.0})
     fused = next(model.parameters()).device.type in ("cuda", "cpu")
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
 
 
 def backbone_groups(backbone: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
+    """timm's parameter groups; the position embedding and the class token have no decay."""
+    decay, excluded = config.weight_decay, ("pos_embed", "cls_token")
     if config.layer_decay < 1:
-        from timm.optim import param_groups_layer_decay
-
-        return list(
-            param_groups_layer_decay(
-                backbone, weight_decay=config.weight_decay, layer_decay=config.layer_decay
-            )
-        )
-    return decay_groups(backbone.named_parameters(), config.weight_decay)
-
-
-def decay_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
-) -> list[dict[str, Any]]:
-    decay, plain = [], []
-    for name, parameter in parameters:
-        single = parameter.ndim <= 1 or name in ("pos_embed", "cls_token")
-        (plain if single else decay).append(parameter)
-    return [
-        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
-        {"params": decay, "weight_decay": weight_decay, "lr_scale": 1.0},
-    ]
+        return param_groups_layer_decay(backbone, decay, excluded, layer_decay=config.layer_decay)
+    return param_groups_weight_decay(backbone, decay, no_weight_decay_list=excluded)
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hybrid_train.config import RunConfig
 from hybrid_train.data.augment import augment, mixer, rand_augment
 from hybrid_train.data.loader import BatchPlan
-from hybrid_train.loop.ema import WeightAverage
 from hybrid_train.loop.optimizer import autocast, learning_rate, make_optimizer, set_learning_rate
 from hybrid_train.model.hybrid import HybridClassifier
 
@@ -39,7 +39,7 @@ class TrainingStep:
         self.device, self.precision = device, precision
         self.optimizer = make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.average = WeightAverage(model, config.ema) if config.ema else None
+        self.average = weight_average(model, config.ema) if config.ema else None
         self.labels = torch.from_numpy(labels)
         self.class_weights = self._class_weights(labels[plan.indices], classes)
         self.mixer = mixer(config.mixup, config.cutmix, config.label_smoothing, classes)
@@ -101,7 +101,7 @@ class TrainingStep:
         """What a state to resume from consists of; each has a state_dict, or is None."""
         return {
             "model": self.model,
-            "ema": None if self.average is None else self.average.model,
+            "ema": None if self.average is None else self.average.module,
             "optimizer": self.optimizer,
             "scaler": self.scaler,
         }
@@ -131,7 +131,7 @@ class TrainingStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
-            self.average.update(step)
+            self.average.update(self.model, step + 2)  # see weight_average
 
     def _class_weights(self, labels: NDArray[np.int64], classes: int) -> Tensor | None:
         if self.config.class_weights == "none":
@@ -139,6 +139,16 @@ class TrainingStep:
         counts = np.bincount(labels, minlength=classes)
         weights = len(labels) / (classes * np.maximum(counts, 1))
         return torch.tensor(weights, dtype=torch.float32, device=self.device)
+
+
+def weight_average(model: nn.Module, decay: float) -> ModelEmaV3:
+    """Return timm's moving average of weights and buffers (Polyak & Juditsky 1992).
+
+    The memory is shorter at first, since the first weights are noise. After step k, counted from
+    0, the decay is (1 + k) / (10 + k) up to ``decay``: timm's warm-up with these constants, for
+    ``update(model, k + 2)``.
+    """
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
 
 
 def _seed(entropy: list[int]) -> int:

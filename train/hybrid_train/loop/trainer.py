@@ -189,7 +189,7 @@ class Trainer:
         progress = self.progress
         train_loss, count = self.processes.sum(progress.loss_sum, progress.step)
         average = self.step.average
-        model = self.model if average is None else average.model
+        model = self.model if average is None else average.module
         logits = self.outputs(model, self.split.val, len(self.spec.classes))
         quick = metrics.quick(logits, self.dataset.samples.labels[self.split.val])
         score = quick["auroc"] if quick["auroc"] is not None else quick["balanced_accuracy"]
