@@ -1,4 +1,4 @@
-"""What every backend implements and is opened with: Session, SessionOptions."""
+"""The interface of a backend: the Session protocol, and the options a session is opened with."""
 
 from __future__ import annotations
 
@@ -26,32 +26,37 @@ class Session(Protocol):
 
     #: The library: "onnxruntime", "openvino", "tensorrt" or "fake".
     backend: str
-    #: Where it really runs: "cpu" or "cuda:0".
+    #: The device in use: "cpu" or "cuda:0".
     device: str
-    #: What really runs, in a few words, such as "CPUExecutionProvider" or "bf16, 2 streams".
+    #: A few words on the configuration in use, such as "CPUExecutionProvider" or "bf16, 2 streams".
     detail: str
     #: Names of the outputs, in the graph's order.
     output_names: tuple[str, ...]
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """Outputs by name, the caller's to keep, for uint8 ``[batch, height, width, 3]``."""
+        """Return the outputs by name, as copies, for uint8 ``[batch, height, width, 3]``."""
         ...
 
     def close(self) -> None:
-        """Free what the library holds. May be called twice."""
+        """Free the library's objects. May be called twice."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """What a caller may ask of a session. ``None`` leaves the choice to the backend.
+    """The options of a session. ``None`` leaves the choice to the backend.
 
-    ``device`` is "auto", "cpu" or "cuda:N". ``precision`` is what the library computes in where
-    the file leaves it open ("fp32" or "bf16"); by default what the file is validated for.
-    ``batch_size`` is the size batches usually have. ``mode`` "throughput" lets several calls of
-    ``run`` go side by side. ``cache`` allows compiled models to be kept on disk. ``bundle`` and
-    ``entry`` say what is known of the file; ``rebuild`` allows a plan made for another machine to
-    be built again from its source.
+    Attributes:
+        device: "auto", "cpu" or "cuda:N".
+        precision: The precision to compute in if the file leaves it open, "fp32" or "bf16". By
+            default the one that the file is validated for.
+        batch_size: The usual size of a batch.
+        mode: "throughput" lets several calls of ``run`` work side by side.
+        cache: Whether compiled models may be kept on disk.
+        memory_limit: Bytes of GPU memory.
+        bundle: The file's bundle, if it has one.
+        entry: The file's entry in the bundle.
+        rebuild: Whether a plan for another machine may be built again from its source.
     """
 
     spec: ModelSpec
@@ -62,7 +67,7 @@ class SessionOptions:
     batch_size: int = 8
     mode: Literal["latency", "throughput"] = "latency"
     cache: bool = False
-    memory_limit: int | None = None  # bytes of GPU memory
+    memory_limit: int | None = None
     bundle: Bundle | None = None
     entry: BundleFile | None = None
     rebuild: bool = False
@@ -79,8 +84,13 @@ class SessionOptions:
 
 
 class SessionClass(Protocol):
-    """What a backend module has: a class that opens files."""
+    """The class by which a backend's module opens files."""
 
     def open(self, path: Path, options: SessionOptions) -> Session:
-        """Open a file whose digest was checked, or raise a BackendError or ModelFileError."""
+        """Open a file whose digest was checked.
+
+        Raises:
+            BackendError: The library cannot run the file here.
+            ModelFileError: The file is damaged or another model's.
+        """
         ...

@@ -19,9 +19,9 @@ from hybrid_rt.tensorrt.library import how_to_get, installed_libraries, load_ten
 
 _log = logging.getLogger("hybrid_rt")
 
-#: What onnxruntime_gpu_problem found, and what load_cuda_libraries did, in this process.
+#: Results of onnxruntime_gpu_problem and load_cuda_libraries in this process.
 _tried: dict[str, str | None] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -126,8 +126,8 @@ def why_gpu_unused(*, plans: bool) -> str | None:
 
 def warn_once(text: str) -> None:
     """Log a warning the first time that it comes up in this process."""
-    if text not in _said:
-        _said.add(text)
+    if text not in _warned:
+        _warned.add(text)
         _log.warning("%s", text)
 
 

@@ -22,7 +22,7 @@ _TYPES = {"tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeSession:
-    """One ``InferenceSession``, whose ``run`` ONNX Runtime lets many threads call at once."""
+    """One ``InferenceSession``, whose ``run`` is safe to call from many threads at once."""
 
     backend = "onnxruntime"
 
@@ -40,7 +40,7 @@ class OnnxRuntimeSession:
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> OnnxRuntimeSession:
-        """Open ``path``; raises ModelFileError, BackendError or DeviceError."""
+        """Open ``path``. Raises ModelFileError, BackendError or DeviceError."""
         import onnxruntime
 
         if options.precision not in (None, "auto"):
@@ -56,7 +56,7 @@ class OnnxRuntimeSession:
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         if options.mode == "throughput":
-            # Calls run side by side: idle workers must not burn the cores of the others.
+            # Calls run side by side: idle workers must not spin on the cores of the others.
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
         got = session.get_providers()
         if got[: len(wanted)] != wanted:
             raise DeviceError(
-                f"onnxruntime runs {path.name} on {got[0]} where {wanted[0]} was asked for: "
+                f"onnxruntime runs {path.name} on {got[0]}, but {wanted[0]} was asked for: "
                 f"{cuda_libraries_problem()}, or use device='cpu'"
             )
         return opened
@@ -93,7 +93,7 @@ class OnnxRuntimeSession:
         self._session = None
 
     def _run_bound(self, session: Any, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Copies images to the GPU once and the outputs back once, with nothing in between."""
+        """Copy the images to the GPU and the outputs back, with no other copy between."""
         import onnxruntime
 
         index = int(self.device.partition(":")[2])
@@ -141,7 +141,7 @@ def _providers(options: SessionOptions, available: list[str]) -> tuple[list[Any]
 
 
 def _translate(err: Exception, path: Path, action: str) -> HybridError:
-    """The one place where onnxruntime's exceptions become ours."""
+    """Map onnxruntime's exceptions to ours; the only place that does."""
     text = " ".join(str(err).split())[:300]
     kind = type(err).__name__
     if action == "open" and kind not in ("NotImplemented", "EPFail", "EngineError"):

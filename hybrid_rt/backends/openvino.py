@@ -1,8 +1,8 @@
-"""OpenVINO: the same ONNX file on the CPU, with graphs of fixed shape for the usual batch sizes.
+"""OpenVINO: the ONNX file on the CPU, compiled for two fixed batch sizes.
 
-A compiled graph of a fixed batch size is faster than a dynamic one, so two sizes are compiled: one
-image and the usual batch. Any other batch is cut into those two, which costs less than a third
-copy of the weights and keeps the outputs of an image independent of how many came with it.
+A compiled graph of a fixed batch size is faster than a dynamic one. Two sizes are compiled: one
+image and the usual batch. Any other batch is cut into those two. This costs less than a third copy
+of the weights, and an image's outputs do not depend on the size of its batch.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ class OpenVinoSession:
             self._cache = CompiledCache.of(
                 path, digest=digest, spec=options.spec, config=config, core=core
             )
-        self._model: Any = None  # the graph, read when something has to be compiled
+        self._model: Any = None  # the graph, read before the first compilation
         self._sizes = sorted({1, options.batch_size}, reverse=True)
         self._compiled: dict[int, _Compiled] = {}
         self._lock = threading.Lock()
         first = self._compile(1)
         self.output_names = first.output_names
         self.detail = first.describe()
-        #: How many calls of ``run`` are worth having under way at once.
+        #: The number of simultaneous calls of ``run`` that raises the throughput.
         self.parallel = first.parallel
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> OpenVinoSession:
-        """Open ``path``; raises ModelFileError, BackendError or DeviceError."""
+        """Open ``path``. Raises ModelFileError, BackendError or DeviceError."""
         kind, _ = parse_device(options.device)
         if kind == "cuda":
             raise DeviceError(
@@ -169,7 +169,7 @@ class _Compiled:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._model.create_infer_request()
-        # A copy of some microseconds: nothing keeps the caller's array, read-only ones work.
+        # The copy takes microseconds; the caller's array is not kept and may be read-only.
         request.get_input_tensor().data[...] = images
         request.infer()
         values = [request.get_output_tensor(i).data.copy() for i in range(len(self.output_names))]
@@ -183,15 +183,15 @@ class _Compiled:
 
 
 def _use_bf16(core: Any, options: SessionOptions) -> bool:
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if options.precision == "bf16" and not able:
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if options.precision == "bf16" and not has_bf16:
         raise DeviceError(
             "precision 'bf16' was asked for, but this CPU has no bf16 instructions (AVX512-BF16 "
             "or AMX); use precision='fp32'"
         )
     if options.precision in ("fp32", "bf16"):
         return options.precision == "bf16"
-    return able and options.entry is not None and options.entry.precision == "bf16"
+    return has_bf16 and options.entry is not None and options.entry.precision == "bf16"
 
 
 def _check_instructions(path: Path, options: SessionOptions, bf16: bool, cap: str | None) -> None:
@@ -200,7 +200,7 @@ def _check_instructions(path: Path, options: SessionOptions, bf16: bool, cap: st
     _, precision = combination("openvino", file, "bf16" if bf16 else "fp32")
     reason = why_unusable("openvino", precision)
     if reason is None and options.entry is None and cap is not None:
-        reason = why_unusable("openvino", "int8")  # what a lone file has inside is not known
+        reason = why_unusable("openvino", "int8")  # a lone file may hold INT8 layers
     if reason is not None:
         raise DeviceError(
             f"{path.name}: {reason}; or use backend='onnxruntime', or the bundle's model.onnx with "
@@ -218,7 +218,7 @@ def _type_name(port: Any) -> str:
 
 
 def _translate(err: Exception, path: Path, action: str) -> HybridError:
-    """The one place where openvino's exceptions become ours."""
+    """Map openvino's exceptions to ours; the only place that does."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     text = (lines[-1] if lines else type(err).__name__)[:300]
     if action == "open":

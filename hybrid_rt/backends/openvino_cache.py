@@ -1,8 +1,8 @@
 """Compiled OpenVINO models on disk, so that the next process neither reads nor compiles the ONNX.
 
-One file for each model file, specification, batch size, setting, library version and processor;
-whatever differs makes another name. Files are written whole or not at all. They hold native code
-and data that OpenVINO trusts, so they lie only in folders that belong to this user.
+There is one file for each model file, specification, batch size, setting, library version and
+processor; its name is a digest of all of them. Files are written atomically. They hold native code
+and data that OpenVINO trusts, so they are kept only in folders that belong to this user.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class CompiledCache:
         config: Mapping[str, Any],
         core: Any,
     ) -> CompiledCache | None:
-        """For the model file at ``path``, whose SHA-256 may be known; None where no folder will
-        do."""
+        """Return the cache of the model file at ``path``, or None if no folder can be used.
+
+        ``digest`` is the file's SHA-256, if it is known.
+        """
         folder = cache_folder(path)
         if folder is None:
             return None
@@ -62,10 +64,10 @@ class CompiledCache:
         return cls(folder, facts)
 
     def load(self, core: Any, batch: int, config: Mapping[str, Any]) -> Any:
-        """The compiled model for that batch size, or None where it has to be compiled."""
+        """Return the compiled model for that batch size, or None if the cache has none."""
         path = self._path(batch)
         try:
-            # Copy on write: OpenVINO wants writable memory, and nothing goes back to the disk.
+            # Copy on write: OpenVINO requires writable memory, and the file must not change.
             data = np.memmap(path, np.uint8, mode="c")
         except (OSError, ValueError):
             return None
@@ -74,7 +76,7 @@ class CompiledCache:
         try:
             tensor = openvino.Tensor(data, shared_memory=True)
             compiled = core.import_model(tensor, "CPU", config)
-        except Exception:  # of another build of the library, or damaged: compiled again
+        except Exception:  # damaged, or of another build of the library: compile it again
             with contextlib.suppress(OSError):
                 path.unlink()
             return None
@@ -82,7 +84,7 @@ class CompiledCache:
         return compiled
 
     def store(self, compiled: Any, batch: int) -> None:
-        """Keep a compiled model; where that cannot be done, the next process compiles again."""
+        """Write a compiled model; if that fails, the next process compiles it again."""
         with contextlib.suppress(OSError, RuntimeError):
             blob = compiled.export_model()
             with atomic_path(self._path(batch)) as temporary:
@@ -94,12 +96,12 @@ class CompiledCache:
 
 
 def cache_folder(path: Path) -> Path | None:
-    """Where compiled models are kept: beside the file, else in the user's cache, else nowhere."""
+    """Return the folder for compiled models: beside the file, else in the user's cache, or None."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     for folder in (path.parent / ".openvino-cache", user / "hybrid-rt" / "openvino"):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Compiled models are trusted as they are: only a folder of our own will do.
+            # Compiled models are loaded unchecked, so the folder has to be this user's own.
             if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
                 return folder
     return None

@@ -1,4 +1,4 @@
-"""The backends by name, and which of them opens a file.
+"""The backends by name, and the choice of one for a file.
 
 ``open_session`` chooses the library from the file's suffix and from what is installed:
 
@@ -27,9 +27,9 @@ from hybrid_rt.spec import ModelSpec
 
 @dataclass(frozen=True)
 class _Backend:
-    module: str  # ours, imported when it is used
+    module: str  # of this package, imported when it is used
     session: str
-    library: str  # theirs, looked for without importing it
+    library: str  # the third-party module; found without an import
     extra: str
 
 
@@ -48,7 +48,7 @@ BACKENDS = {
     "fake": _Backend("hybrid_rt.testing", "FakeSession", "numpy", "cpu"),
 }
 
-#: Which libraries can run a file, by its suffix.
+#: The backends that can run a file, by its suffix.
 SUFFIXES = {
     ".onnx": ("openvino", "onnxruntime", "onnxruntime-tensorrt", "fake"),
     ".plan": ("tensorrt", "tensorrt-rtx", "fake"),
@@ -68,8 +68,10 @@ def open_session(
 ) -> Session:
     """Open a model file with the library that fits it; ``options`` replaces the other arguments.
 
-    Raises ModelFileError for a file that cannot be run, BackendMissingError for a library that is
-    not installed, DeviceError for a device that is not there.
+    Raises:
+        ModelFileError: The file cannot be run.
+        BackendMissingError: The library is not installed.
+        DeviceError: The machine has no such device.
     """
     options = options or SessionOptions(
         spec=spec, device=device, backend=backend, precision=precision, threads=threads
@@ -83,7 +85,7 @@ def open_session(
 
 
 def choose_backend(path: Path, options: SessionOptions) -> str:
-    """The name of the backend that open_session takes for a file when none is asked for."""
+    """Return the backend that ``open_session`` takes for a file if the options name none."""
     kind, _ = parse_device(options.device)
     candidates: tuple[str, ...]
     if path.suffix == ".onnx":
@@ -104,7 +106,7 @@ def choose_backend(path: Path, options: SessionOptions) -> str:
 
 
 def is_installed(backend: str) -> bool:
-    """Whether the library behind a backend can be imported; nothing is imported to find out."""
+    """Return whether a backend's library is installed, without importing it."""
     return importlib.util.find_spec(BACKENDS[backend].library) is not None
 
 
@@ -112,8 +114,8 @@ def _check_backend(name: str, path: Path, device: str) -> None:
     if name not in BACKENDS:
         raise UsageError(f"backend is {name!r}; expected one of {', '.join(BACKENDS)}")
     if name not in SUFFIXES.get(path.suffix, ()):
-        able = ", ".join(SUFFIXES.get(path.suffix, ())) or "none"
-        raise UsageError(f"backend {name!r} cannot run {path.name}; expected one of: {able}")
+        expected = ", ".join(SUFFIXES.get(path.suffix, ())) or "none"
+        raise UsageError(f"backend {name!r} cannot run {path.name}; expected one of: {expected}")
     if BACKENDS[name].module != "hybrid_rt.backends.tensorrt" and not is_installed(name):
         raise _missing((name,), "gpu" if device.startswith("cuda") else None)
 

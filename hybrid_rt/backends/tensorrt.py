@@ -25,7 +25,7 @@ from hybrid_rt.tensorrt.engine import OptimizationProfile, PlanEngine, cut_batch
 from hybrid_rt.tensorrt.library import LibraryName, TensorRTLibrary, load_tensorrt, title
 from hybrid_rt.tensorrt.rebuild import rebuild_advice, rebuild_engine
 
-#: Callers that run at the same time; more wait for their turn. Each context has its own memory.
+#: The most callers that run at the same time; others wait. Each context has its own memory.
 MAX_CONTEXTS = 4
 
 
@@ -71,14 +71,14 @@ class TensorRTSession:
         words = [engine.library.label, *([precision] if precision else []), gpu.device.name]
         words.append(f"memory through {gpu.provider.name}")
         words.append("CUDA graphs" if problem is None else f"no CUDA graphs ({problem})")
-        #: What really runs, in a few words.
+        #: The configuration in use, in a few words.
         self.detail = ", ".join(words)
-        #: How many calls of ``run`` are worth having under way at once.
+        #: The number of simultaneous calls of ``run`` that raises the throughput.
         self.parallel = 1
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> TensorRTSession:
-        """See open_trt."""
+        """See ``open_trt``."""
         return open_trt(path, options)
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -99,7 +99,7 @@ class TensorRTSession:
         self, images: NDArray[np.uint8], profile: OptimizationProfile
     ) -> dict[str, NDArray[np.float32]]:
         rows = len(images)
-        if rows < profile.smallest:  # a plan of fixed batch: fill it up
+        if rows < profile.smallest:  # the plan's batch is fixed: fill it up
             filling = np.zeros((profile.smallest - rows, *self._row), np.uint8)
             images = np.concatenate([images, filling])
         with self._contexts.borrow(profile, len(images)) as context:
@@ -109,7 +109,7 @@ class TensorRTSession:
         return outputs
 
     def _warm_up(self) -> str | None:
-        """Run the smallest batch until its graph was replayed; why there is no graph, if so."""
+        """Run the smallest batch until its graph is replayed; return why it has none, or None."""
         profile = self._profiles[0]
         images = np.zeros((profile.smallest, *self._row), np.uint8)
         with self._contexts.borrow(profile) as context:
@@ -121,10 +121,14 @@ class TensorRTSession:
 def open_trt(path: Path, options: SessionOptions, *, graphs: bool = True) -> TensorRTSession:
     """Open a plan whose digest was checked.
 
-    Raises DeviceError where there is no GPU or the plan is for another one, BackendMissingError
-    for a missing library, BackendError for a plan of another TensorRT version, ModelFileError for
-    a file that is no plan of this model. ``options.rebuild`` builds an engine that does not fit
-    again from its bundle's ONNX instead.
+    If the plan does not fit this machine and ``options.rebuild`` is set, the engine is built again
+    from the bundle's ONNX file.
+
+    Raises:
+        DeviceError: The machine has no GPU, or the plan is for another one.
+        BackendMissingError: TensorRT or the library for GPU memory is not installed.
+        BackendError: The plan is of another TensorRT version.
+        ModelFileError: The file is no plan of this model.
     """
     if options.precision not in (None, "auto"):
         raise UsageError(

@@ -69,7 +69,7 @@ class CudaGraph:
 
 
 def _check(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a cuda-bindings call, which returns its status first."""
+    """Return the value of a cuda-bindings call, which returns its status first."""
     status = result[0]
     if int(status) != 0:
         name = getattr(status, "name", str(status))
@@ -79,7 +79,7 @@ def _check(result: tuple[Any, ...], what: str) -> Any:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector off while any thread is in here."""
+    """Keep the garbage collector off while any thread is in this context."""
     global _recordings, _collected
     with _lock:
         if _recordings == 0:

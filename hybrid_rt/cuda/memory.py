@@ -140,7 +140,7 @@ class DeviceMemory:
 
 
 def open_gpu(device: CudaDevice) -> Gpu:
-    """Return the Gpu of a device that ``cuda_device`` gave: the same object each time.
+    """Return the Gpu of a device: the same object each time.
 
     Raises:
         BackendMissingError: Neither PyCUDA nor cuda-bindings imports.

@@ -1,7 +1,7 @@
-"""Does a plan fit this machine? Compared before TensorRT sees the file.
+"""Comparison of a plan with this machine, made before TensorRT reads the file.
 
-A plan runs on the GPU architecture and with the TensorRT version it was built for, unless it was
-built hardware- or version-compatible.
+A plan runs on the GPU architecture and with the TensorRT version that it was built for, unless it
+was built hardware- or version-compatible.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hybrid_rt.tensorrt.library import title
 
 
 def gpu_mismatch(built_for: BuiltFor, device: CudaDevice) -> str | None:
-    """How the plan's GPU and this one differ, naming both; None where the plan fits."""
+    """Return how the plan's GPU and this one differ, naming both; None if the plan fits."""
     wanted = built_for.compute_capability.split(",")
     if device.compute_capability in wanted:
         return None
@@ -24,10 +24,10 @@ def gpu_mismatch(built_for: BuiltFor, device: CudaDevice) -> str | None:
 
 
 def version_mismatch(built_for: BuiltFor, version: str) -> str | None:
-    """How the plan's TensorRT and this one differ, naming both; None where the plan fits.
+    """Return how the plan's TensorRT and this one differ, naming both; None if the plan fits.
 
-    Versions are equal when their first three numbers are. A version-compatible plan also runs with
-    later releases; how much later is for TensorRT to say.
+    Versions are equal if their first three numbers are. A version-compatible plan also runs with
+    later releases; TensorRT itself checks which of them.
     """
     built, here = _numbers(built_for.version)[:3], _numbers(version)[:3]
     if built == here:

@@ -1,7 +1,7 @@
-"""One caller's execution context of a TensorRT engine, with its own stream, buffers and graphs.
+"""An execution context of a TensorRT engine, with its own stream, buffers and CUDA graph.
 
-TensorRT's engine may be shared by threads, its execution contexts may not. A context stays with one
-optimization profile, so that its memory never moves and recorded graphs stay valid.
+Threads may share an engine, but not an execution context. A context keeps one optimization
+profile, so that its memory never moves and its recorded graph stays valid.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from hybrid_rt.cuda import CudaGraph, DeviceMemory, Gpu, Stream
 from hybrid_rt.errors import BackendError
 
-#: A graph is recorded after so many runs of one batch size, at first and at most. Each graph that
-#: was replayed less often than that doubles the number: sizes that alternate are not worth graphs.
+#: The runs of one batch size before its graph is recorded: the first number, and the largest. A
+#: graph that was replayed less often than that doubles the number, since recording it did not pay.
 _FIRST_PATIENCE, _MOST_PATIENCE = 2, 64
 
 
@@ -32,15 +32,19 @@ class Tensor:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one image."""
+        """Return the bytes of one image."""
         return math.prod(self.row) * self.dtype.itemsize
 
 
 class ExecutionContext:
-    """Runs batches up to ``largest`` on one execution context; one thread at a time.
+    """One execution context for batches up to ``largest``; one thread at a time.
 
-    ``profile`` is None for a plan of fixed batch. ``bindings`` is the module of cuda-bindings, or
-    None for no graphs. Make, use and close it with the Gpu active.
+    Make, use and close it with the Gpu active.
+
+    Args:
+        profile: The optimization profile; None for a plan of fixed batch.
+        bindings: The module of cuda-bindings; None for no graphs.
+        explain: Returns the end of TensorRT's log, for messages.
     """
 
     def __init__(
@@ -61,13 +65,13 @@ class ExecutionContext:
         self._images = images
         self._outputs = outputs
         self._bindings = bindings
-        self._explain = explain  # the end of TensorRT's log, for messages
+        self._explain = explain
         self._graph: CudaGraph | None = None
         self._runs = self._replays = 0  # of the present batch size, without and with its graph
         self._patience = _FIRST_PATIENCE
         #: The batch size that the context is set to.
         self.batch = 0
-        #: Why graphs are not used any more, if they are not.
+        #: Why graphs are not used any more; None while they are.
         self.graph_problem: str | None = None
         self._host: dict[str, NDArray[Any]] = {}
         self._device: dict[str, DeviceMemory] = {}
@@ -80,7 +84,7 @@ class ExecutionContext:
             raise
 
     def run(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, copied: float32, the caller's to keep."""
+        """Return the outputs by name: float32 copies."""
         batch = len(images)
         self._host[self._images.name][:batch] = images
         if batch != self.batch:
@@ -99,7 +103,7 @@ class ExecutionContext:
         }
 
     def close(self) -> None:
-        """Free everything, in the order CUDA needs."""
+        """Free everything, in the order that CUDA requires."""
         self._drop_graph()
         self._context = None  # TensorRT frees its own memory with the last reference
         for memory in self._device.values():
@@ -128,10 +132,9 @@ class ExecutionContext:
             )
 
     def _set_batch(self, batch: int) -> None:
-        """Change the context's shape. A graph holds for the shape it was recorded with only.
+        """Change the context's shape, and drop the graph, which holds for the old shape only.
 
-        NVIDIA: what a context does after a change of its state is not what its graphs recorded, so
-        they are recorded again (TensorRT issue 3798).
+        A graph is invalid after its context's state changed, by NVIDIA (TensorRT issue 3798).
         """
         if self._graph is not None:
             often = self._replays >= self._patience
@@ -149,7 +152,7 @@ class ExecutionContext:
             graph.close()
 
     def _queue(self, batch: int) -> None:
-        """Copy in, infer, copy out; all of it waits in the stream."""
+        """Queue the copy in, the inference and the copy out."""
         stream, images = self._stream, self._images.name
         self._gpu.copy_to_device(int(self._device[images]), self._host[images][:batch], stream)
         self._require(self._context.execute_async_v3(stream.handle), "start the inference")
@@ -158,10 +161,10 @@ class ExecutionContext:
             self._gpu.copy_to_host(host, int(self._device[tensor.name]), stream)
 
     def _record(self, batch: int) -> None:
-        """Record a graph for a batch size that came several times in a row, right after it ran.
+        """Record a graph if this batch size was run often enough in a row.
 
-        TensorRT sets itself up for a new shape in the first run after the change, which cannot be
-        recorded; so a graph is recorded when the last run had the same shape.
+        TensorRT sets itself up for a new shape in the first run after a change, which cannot be
+        recorded. A graph is therefore recorded only after a run of the same shape.
         """
         if self._bindings is None or self.graph_problem is not None or self._runs < self._patience:
             return

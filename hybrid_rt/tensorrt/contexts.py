@@ -1,4 +1,4 @@
-"""Execution contexts of one engine, lent to the threads that call it."""
+"""The pool of an engine's execution contexts, from which calling threads borrow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_WAIT = 30.0
 
 
 class ContextPool:
-    """Contexts for each optimization profile, made when needed, at most ``limit`` of each."""
+    """Contexts for each optimization profile, made on demand, at most ``limit`` of each."""
 
     def __init__(
         self,
@@ -38,21 +38,22 @@ class ContextPool:
 
     @contextlib.contextmanager
     def borrow(self, profile: OptimizationProfile, size: int = 0) -> Iterator[ExecutionContext]:
-        """A context for this thread alone, with the GPU active. Waits if all are in use.
+        """Lend a context to this thread, with the GPU active. Waits if all are in use.
 
-        Of several idle ones, that which ran batches of ``size`` last: its graph still holds.
+        Of several idle ones it lends one whose last batch had ``size`` images, since the graph of
+        that size is still valid.
         """
         with self._changed:
             self._inside += 1
         try:
             context = self._take(profile, size)
-            whole = False
+            usable = False
             try:
                 with self._gpu.active():
                     yield context
-                    whole = True
+                    usable = True
             finally:
-                self._put_back(profile, context, whole)
+                self._put_back(profile, context, usable)
         finally:
             with self._changed:
                 self._inside -= 1
@@ -103,15 +104,15 @@ class ContextPool:
                     self._release()
             if others == 0 or not isinstance(err, BackendError):
                 raise
-        # There is no room for one more, or TensorRT 8.6 lends a profile to one context only:
-        # wait for one of those there are.
+        # GPU memory is full, or TensorRT 8.6 allows one context per profile: wait for an existing
+        # one.
         return self._take(profile, size)
 
     def _put_back(
-        self, profile: OptimizationProfile, context: ExecutionContext, whole: bool
+        self, profile: OptimizationProfile, context: ExecutionContext, usable: bool
     ) -> None:
         with self._changed:
-            keep = whole and not self._closed
+            keep = usable and not self._closed
             if keep:
                 self._idle[profile.index].append(context)
             else:
@@ -123,9 +124,7 @@ class ContextPool:
         self._free([context], last)
 
     def _free(self, contexts: list[ExecutionContext], last: bool) -> bool:
-        """Free contexts and, with the last, the engine; False if the GPU cannot be used any
-        more.
-        """
+        """Free contexts and, with the last one, the engine; return whether the GPU is usable."""
         try:
             with self._gpu.active():
                 for context in contexts:

@@ -1,4 +1,4 @@
-"""A deserialized TensorRT plan: what goes in, what comes out, which batches, and its contexts."""
+"""A deserialized TensorRT plan: its inputs, outputs, optimization profiles and contexts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hybrid_rt.spec import ModelSpec
 from hybrid_rt.tensorrt.context import Tensor
 from hybrid_rt.tensorrt.library import TensorRTLibrary, dtype_name
 
-#: TensorRT keeps the first logger it is given for the whole process, so there is one of ours.
+#: One log for each library: TensorRT keeps a process's first logger until the process ends.
 _logs: dict[str, RuntimeLog] = {}
 
 
@@ -40,18 +40,18 @@ class RuntimeLog:
         self.logger = RuntimeLogger()
 
     def clear(self) -> None:
-        """Forget what was logged before."""
+        """Remove the messages logged so far."""
         self._lines.clear()
 
     def tail(self) -> str:
-        """The last errors on one line, or the last warnings where there are none."""
+        """Return the last errors on one line; the last warnings if there are no errors."""
         lines = list(self._lines)
         chosen = [text for severity, text in lines if severity < 2] or [text for _, text in lines]
         return " | ".join(chosen[-3:]) or "TensorRT logged nothing"
 
 
 def runtime_log(library: TensorRTLibrary) -> RuntimeLog:
-    """The log of a library in this process."""
+    """Return the log of a library in this process."""
     if library.name not in _logs:
         _logs[library.name] = RuntimeLog(library.module)
     return _logs[library.name]
@@ -59,7 +59,7 @@ def runtime_log(library: TensorRTLibrary) -> RuntimeLog:
 
 @dataclass(frozen=True)
 class OptimizationProfile:
-    """Batch sizes that one optimization profile takes, both ends included.
+    """The batch sizes that one optimization profile takes, both ends included.
 
     ``dynamic`` is False for a plan whose batch is fixed in the graph, which has no profile.
     """
@@ -92,8 +92,9 @@ class PlanEngine:
     ) -> PlanEngine:
         """Deserialize a plan. ``host_code`` allows the lean runtime in version-compatible plans.
 
-        Raises ModelFileError, with TensorRT's own reason, where it refuses the plan or where the
-        plan's inputs and outputs are not those of ``spec``.
+        Raises:
+            ModelFileError: TensorRT refuses the plan, with its reason, or the plan's inputs and
+                outputs are not those of ``spec``.
         """
         trt = library.module
         log = runtime_log(library)
@@ -118,10 +119,11 @@ class PlanEngine:
         return loaded
 
     def use_runtime_config(self, *, graphs: bool, cache_path: Path | None) -> None:
-        """TensorRT for RTX compiles kernels when they are first used: say how, and keep them.
+        """Set how TensorRT for RTX compiles kernels, and where it keeps them.
 
-        Kernels for a new batch size are compiled before they run, not in the background, so that
-        an output never depends on when it was asked for. Nothing to do on other libraries.
+        It compiles a kernel when it is first used. Kernels for a new batch size are compiled before
+        they run, not in the background, so that an output never depends on the time of the call.
+        Other libraries need no runtime configuration.
         """
         trt = self.library.module
         if not hasattr(trt, "CudaGraphStrategy"):
@@ -140,7 +142,7 @@ class PlanEngine:
         self._config = config
 
     def context(self) -> Any:
-        """A new execution context. Raises BackendError with TensorRT's reason."""
+        """Return a new execution context. Raises BackendError with TensorRT's reason."""
         if self._config is None:
             context = self._engine.create_execution_context()
         else:
@@ -154,14 +156,14 @@ class PlanEngine:
 
     @property
     def context_bytes(self) -> int:
-        """Device memory that each execution context needs beside the weights."""
+        """Return the bytes of device memory that each execution context needs."""
         for name in ("device_memory_size_v2", "device_memory_size"):  # since 10.1, and before
             if hasattr(self._engine, name):
                 return int(getattr(self._engine, name))
         return 0
 
     def close(self) -> None:
-        """Free the engine; its contexts have to be gone. May be called twice."""
+        """Free the engine, after its contexts. May be called twice."""
         if self._cache is not None and self._cache_path is not None:
             with contextlib.suppress(OSError), atomic_path(self._cache_path) as temporary:
                 temporary.write_bytes(memoryview(self._cache.serialize()))
@@ -204,9 +206,9 @@ class PlanEngine:
 def cut_batch(
     size: int, profiles: tuple[OptimizationProfile, ...]
 ) -> list[tuple[int, int, OptimizationProfile]]:
-    """A batch as chunks ``(start, stop, profile)`` that the profiles take, as few as possible.
+    """Return a batch as chunks ``(start, stop, profile)`` that the profiles take, few as possible.
 
-    A chunk may be smaller than its profile allows: it is then filled up.
+    A chunk may be smaller than its profile's smallest batch; the caller fills it up.
     """
     biggest = max(profiles, key=lambda p: p.largest)
     chunks, start = [], 0
@@ -220,7 +222,7 @@ def cut_batch(
 
 
 def runtime_cache_path(digest: str) -> Path | None:
-    """Where kernels compiled for a plan are kept, in a folder of the user's own; else None."""
+    """Return the file for a plan's compiled kernels, or None without a folder of the user's own."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "hybrid-rt" / "tensorrt-rtx"
     try:

@@ -1,7 +1,7 @@
-"""TensorRT and TensorRT for RTX behind one name: found, loaded, and asked what they can do.
+"""TensorRT and TensorRT for RTX behind one interface: find, load and query a library.
 
 Four generations are in use: TensorRT 8.6 (JetPack 6.0), 10.x, 11.x and TensorRT for RTX 1.x. They
-share their classes. What differs is asked of the module, here and nowhere else::
+share their classes. Only this module queries what differs between them::
 
     library = load_tensorrt("auto")
     library.name, library.version, library.strongly_typed
@@ -23,8 +23,8 @@ from hybrid_rt.errors import BackendMissingError, UsageError
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 
-#: Modules that hold each library's Python classes, in order of preference. NVIDIA's packages are
-#: called by the library; the wheels with bindings alone end in ``_bindings``.
+#: Modules with each library's Python classes, in order of preference. NVIDIA's packages have the
+#: library's name; the wheels with bindings alone end in ``_bindings``.
 _MODULES: dict[LibraryName, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -61,27 +61,27 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class TensorRTLibrary:
-    """A loaded TensorRT: its module and what differs between the generations."""
+    """A loaded TensorRT: its module and the differences between generations."""
 
     name: LibraryName
     module: Any
 
     @property
     def version(self) -> str:
-        """Such as "10.3.0"."""
+        """Return the version, such as "10.3.0"."""
         return str(self.module.__version__)
 
     @property
     def label(self) -> str:
-        """For messages, such as "TensorRT 10.3.0"."""
+        """Return the name for messages, such as "TensorRT 10.3.0"."""
         return f"{title(self.name)} {self.version}"
 
     @property
     def network_flags(self) -> int:
-        """Flags for ``create_network``: strongly typed where that has to be asked for.
+        """Return the flags for ``create_network``.
 
-        TensorRT 11 and TensorRT for RTX know no other networks; 10 has to be asked; 8.6 has none
-        and is asked for an explicit batch dimension instead.
+        TensorRT 11 and TensorRT for RTX have strongly typed networks only; TensorRT 10 needs the
+        flag. TensorRT 8.6 has none and needs the flag for an explicit batch dimension instead.
         """
         flags = self.module.NetworkDefinitionCreationFlag
         if not self._has_precision_flags:
@@ -91,21 +91,21 @@ class TensorRTLibrary:
 
     @property
     def strongly_typed(self) -> bool:
-        """Whether the types in the ONNX graph are the engine's, without further constraints."""
+        """Return whether the engine has the types of the ONNX graph without constraints."""
         return not self._has_precision_flags or hasattr(
             self.module.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"
         )
 
     @property
     def ahead_of_time(self) -> bool:
-        """Whether an engine can be built for GPUs that are not in this machine."""
+        """Return whether an engine can be built for GPUs that are not in this machine."""
         return hasattr(self.module, "ComputeCapability")
 
     @property
     def known_capabilities(self) -> dict[str, Any]:
-        """The module's values for the GPUs it can be told to build for, such as "8.9".
+        """Return the module's values by compute capability, such as "8.9".
 
-        Empty where it builds for the GPU in the machine only.
+        Empty if the library builds only for the GPU in the machine.
         """
         if not self.ahead_of_time:
             return {}
@@ -114,23 +114,23 @@ class TensorRTLibrary:
         return {f"{major}.{minor}": members[f"SM{major}{minor}"] for major, minor in numbers}
 
     def why_not_for(self, device: CudaDevice) -> str | None:
-        """Why no engine can be built for a GPU of this machine, as one line; None where one can."""
+        """Return why no engine can be built for a GPU of this machine, on one line, or None."""
         known = self.known_capabilities
         if not known or device.compute_capability in known:
             return None
         return (
-            f"{self.label} cannot build for {device}; it knows {', '.join(known)}: use TensorRT on "
-            f"this GPU, {how_to_get('tensorrt')}"
+            f"{self.label} cannot build for {device}; expected one of {', '.join(known)}: use "
+            f"TensorRT on this GPU, {how_to_get('tensorrt')}"
         )
 
     @property
     def has_timing_cache(self) -> bool:
-        """Whether a timing cache does anything; TensorRT for RTX times nothing when it builds."""
+        """Return whether a build uses a timing cache; TensorRT for RTX times nothing."""
         return not self.ahead_of_time
 
     @property
     def has_progress(self) -> bool:
-        """Whether a build reports its progress (TensorRT 10 and newer)."""
+        """Return whether a build reports its progress (TensorRT 10 and newer)."""
         return hasattr(self.module, "IProgressMonitor")
 
     @property
@@ -139,25 +139,28 @@ class TensorRTLibrary:
 
 
 def title(name: str) -> str:
-    """The library's name as people write it."""
+    """Return the library's name for messages, such as "TensorRT-RTX"."""
     return {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}.get(name, name)
 
 
 def installed_libraries() -> tuple[LibraryName, ...]:
-    """Which libraries have their Python module here. Nothing is imported."""
+    """Return the libraries whose Python module is installed, without importing it."""
     return tuple(name for name in _MODULES if _find_module(name) is not None)
 
 
 def how_to_get(name: LibraryName) -> str:
-    """How to install that library, in a few words."""
+    """Return how to install that library, in a few words."""
     return _HOW_TO_GET[name]
 
 
 def load_tensorrt(name: LibraryName | Literal["auto"] = "auto") -> TensorRTLibrary:
     """Import TensorRT; "auto" prefers ``tensorrt`` over ``tensorrt_rtx``.
 
-    Raises BackendMissingError where it is not installed or its shared libraries do not load, and
-    UsageError for an unknown name. Touches no GPU.
+    Uses no GPU.
+
+    Raises:
+        BackendMissingError: It is not installed, or its shared libraries do not load.
+        UsageError: The name is unknown.
     """
     if name == "auto":
         found = installed_libraries()
@@ -189,7 +192,7 @@ def load_tensorrt(name: LibraryName | Literal["auto"] = "auto") -> TensorRTLibra
 
 
 def compute_capability_text(value: str) -> str:
-    """ "8.9" from "8.9", "SM89", "sm_89" or "89". UsageError for anything else."""
+    """Return "8.9" for "8.9", "SM89", "sm_89" or "89". Raises UsageError for anything else."""
     text = value.strip().lower().removeprefix("sm").removeprefix("_")
     match = re.fullmatch(r"(\d{1,2})\.(\d)|(\d{1,2})(\d)", text)
     if match is None:
@@ -203,15 +206,15 @@ def _find_module(name: LibraryName) -> str | None:
         try:
             if importlib.util.find_spec(module) is not None:
                 return module
-        except ValueError:  # a module in sys.modules without a spec is there all the same
+        except ValueError:  # an imported module without a spec can be used all the same
             return module
     return None
 
 
 def _preload_rtx() -> None:
-    """Load TensorRT-RTX's shared libraries for the bindings, which only name them.
+    """Load TensorRT-RTX's shared libraries, which the bindings do not find by themselves.
 
-    Where they are not in that package the dynamic loader's own search path decides.
+    If they are not in that package, the dynamic loader looks in its own search path.
     """
     found = importlib.util.find_spec(_RTX_LIBRARY_PACKAGE)
     if found is None or not found.submodule_search_locations:
@@ -241,7 +244,7 @@ def _soname(path: Path) -> str:
 
 
 def _is_loaded(soname: str) -> bool:
-    """Whether this process has that library loaded already."""
+    """Return whether this process has loaded that library."""
     try:
         ctypes.CDLL(soname, mode=ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
     except OSError:
@@ -250,6 +253,6 @@ def _is_loaded(soname: str) -> bool:
 
 
 def dtype_name(dtype: Any) -> str:
-    """ONNX's and NumPy's name of a TensorRT DataType, such as "float16" for HALF."""
+    """Return the ONNX and NumPy name of a TensorRT DataType, such as "float16" for HALF."""
     text = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
     return _NAMES.get(text, text.lower())

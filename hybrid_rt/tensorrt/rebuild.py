@@ -1,4 +1,4 @@
-"""Build a bundle's TensorRT engine again, for this machine."""
+"""Rebuild of a bundle's TensorRT engine for this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hybrid_rt.errors import ModelFileError
 
 
 def rebuild_advice(bundle: Bundle | None, entry: BundleFile | None) -> str:
-    """What to do about a plan that does not fit, in a few words."""
+    """Return what to do about a plan that does not fit, in a few words."""
     source = entry.source if entry else None
     if bundle is not None and source is not None and bundle.path(source).is_file():
         return (
@@ -30,10 +30,14 @@ def rebuild_engine(
 ) -> Bundle:
     """Build a bundle's engine again, for this machine, from the ONNX file it came from.
 
-    Replaces the plan and then ``model.json``. The new entry has no parity report of its own:
-    that of its source still holds for the graph, and ``HybridEngine.selftest`` compares the plan
-    with PyTorch's outputs. Raises what ``build_engine`` raises, ModelFileError where the source is
-    gone, DigestError where it is damaged.
+    Replaces the plan and then ``model.json``, and returns the new bundle. The new entry has no
+    parity report of its own. That of its source still holds for the graph, and
+    ``HybridEngine.selftest`` compares the plan with PyTorch's outputs.
+
+    Raises:
+        ModelFileError: The source does not exist.
+        DigestError: The source is damaged.
+        HybridError: Any error of ``build_engine``.
     """
     from hybrid_rt.tensorrt.builder.build_engine import build_engine
 

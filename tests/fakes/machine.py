@@ -39,4 +39,4 @@ class FakeMachine:
         monkeypatch.setattr(hybrid_rt.cuda.memory, "_opened", {})
         monkeypatch.setattr(hybrid_rt.tensorrt.engine, "_logs", {})
         monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_tried", {})
-        monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_said", set())
+        monkeypatch.setattr(hybrid_rt.backends.gpu_support, "_warned", set())

@@ -45,7 +45,7 @@ class FakeOnnxRuntime(types.ModuleType):
         self.InferenceSession = InferenceSession
         monkeypatch.setitem(sys.modules, "onnxruntime", self)
         monkeypatch.setattr(gpu_support, "_tried", {})
-        monkeypatch.setattr(gpu_support, "_said", set())
+        monkeypatch.setattr(gpu_support, "_warned", set())
 
     def get_available_providers(self):
         return self.providers

@@ -1,1 +1,1 @@
-"""Build TensorRT engines. A process that only predicts imports nothing of this package."""
+"""Building of TensorRT engines. A process that only predicts imports no module of this package."""

@@ -2,6 +2,11 @@
 
 built = build_engine("model.fp16.onnx", "model.plan")                     # for this machine's GPU
 built = build_engine(onnx, "model.plan", compute_capabilities=["SM89"])  # TensorRT-RTX, no GPU
+
+The build runs in a child process of our own, not in ``concurrent.futures`` or ``multiprocessing``.
+Their child runs the caller's main script again, so a script without ``if __name__ == "__main__"``
+fails. A broken process pool reports neither the child's signal nor its output, and stops a running
+child only from Python 3.14 on.
 """
 
 from __future__ import annotations
@@ -40,9 +45,9 @@ _LARGEST_BATCH = 4096
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A plan on disk, what it runs on (the fields of ``bundle.BuiltFor``), and its dtype report.
+    """A plan on disk, with the fields of its ``BuiltFor`` and its dtype report.
 
-    ``log`` is TensorRT's own log of the build, one message a line.
+    ``log`` is TensorRT's log of the build, one message per line.
     """
 
     path: Path
@@ -67,16 +72,24 @@ def build_engine(
     progress: Progress | None = None,
     log_path: str | os.PathLike[str] | None = None,
 ) -> BuiltEngine:
-    """Build ``plan_path`` from an ONNX graph, in a child process; the types in the graph decide.
+    """Build ``plan_path`` from an ONNX graph, in a child process, in the precision of the graph.
 
-    With ``compute_capabilities`` ("SM89", "8.9") TensorRT for RTX builds for those GPUs and none
-    is needed here; otherwise the plan is for ``device``. Batches of 1 to ``max_batch`` run,
-    ``opt_batch`` (default: ``max_batch``) fastest. ``timing_cache`` is read and updated. The plan
-    appears whole or not at all; ``log_path`` is written even when the build fails.
+    The plan appears complete or not at all.
 
-    Raises UsageError for options that do not go together, BackendMissingError and DeviceError
-    where the library or the GPU is not there, ModelFileError where the parser refuses the graph,
-    and BackendError where the build fails.
+    Args:
+        compute_capabilities: GPUs to build for, such as "SM89" or "8.9", with TensorRT for RTX and
+            without a GPU in this machine. By default the plan is for ``device``.
+        max_batch: The largest batch that the plan takes.
+        opt_batch: The batch size that runs fastest; ``max_batch`` by default.
+        timing_cache: A file that is read and updated.
+        log_path: A file for TensorRT's log, written even if the build fails.
+
+    Raises:
+        UsageError: An option is invalid, or two exclude each other.
+        BackendMissingError: The library is not installed.
+        DeviceError: The machine has no such GPU.
+        ModelFileError: The parser refuses the graph.
+        BackendError: The build fails.
     """
     onnx_path, plan_path = Path(onnx_path), Path(plan_path)
     if not onnx_path.is_file():
@@ -100,8 +113,8 @@ def build_engine(
         )
     environment = dict(os.environ)
     if not capabilities:
-        index = cuda_device(device).index  # raises before anything is started
-        if index > 0:  # TensorRT builds for the first GPU that it sees
+        index = cuda_device(device).index  # raises before the child starts
+        if index > 0:  # TensorRT builds for the first visible GPU
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             environment["CUDA_VISIBLE_DEVICES"] = (
                 visible.split(",")[index] if visible else str(index)
@@ -127,7 +140,7 @@ def build_engine(
 def why_no_engine(
     library: LibraryName | Literal["auto"] = "auto", *, ahead_of_time: bool = False
 ) -> str | None:
-    """Why ``build_engine`` cannot work here and how to make it, as one line; None where it can."""
+    """Return why ``build_engine`` cannot work here and what to do, on one line, or None."""
     try:
         chosen = _choose_library(library, ahead_of_time)
     except BackendMissingError as err:
@@ -136,7 +149,7 @@ def why_no_engine(
         return None
     problem = driver_problem()
     if problem is None:
-        try:  # TensorRT for RTX knows some generations of GPUs only
+        try:  # TensorRT for RTX builds for some generations of GPUs only
             return load_tensorrt(chosen).why_not_for(cuda_device())
         except BackendMissingError as err:
             return str(err)
@@ -170,7 +183,10 @@ def _run_worker(
     progress: Progress | None,
     log_path: Path | None,
 ) -> tuple[dict[str, Any], str]:
-    """Start the worker, pass its progress on, and return its result and log."""
+    """Start the worker, pass its progress on, and return its result and log.
+
+    Events come through a pipe of their own, since TensorRT and CUDA print to both standard streams.
+    """
     reader, writer = os.pipe()
     package_root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
@@ -191,7 +207,7 @@ def _run_worker(
         try:
             assert worker.stdin is not None
             with contextlib.suppress(BrokenPipeError), worker.stdin as stdin:
-                stdin.write(json.dumps(asdict(request)).encode())  # it may have died already
+                stdin.write(json.dumps(asdict(request)).encode())  # the worker may be dead already
             for line in events:
                 event = json.loads(line)
                 if "log" in event:

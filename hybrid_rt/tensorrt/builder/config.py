@@ -1,4 +1,4 @@
-"""The builder's configuration: one BuildRequest as TensorRT's settings."""
+"""The builder's configuration: a BuildRequest as TensorRT's settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hybrid_rt.tensorrt.library import TensorRTLibrary
 
 @dataclass(kw_only=True)
 class BuildRequest:
-    """What to build. ``compute_capabilities`` ("8.9") is empty for this machine's first GPU."""
+    """A request to the worker. Without ``compute_capabilities`` the plan is for the first GPU."""
 
     onnx_path: str
     plan_path: str
@@ -26,6 +26,12 @@ class BuildRequest:
 
 
 def configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> None:
+    """Set the options of a request on TensorRT's IBuilderConfig.
+
+    Raises:
+        UsageError: The library cannot build for a compute capability of the request.
+        BackendError: TensorRT refuses the compute capabilities together.
+    """
     trt = library.module
     if request.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_bytes)
@@ -35,7 +41,7 @@ def configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> N
     config.max_aux_streams = 1
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if not library.strongly_typed and hasattr(trt.PreviewFeature, "PROFILE_SHARING_0806"):
-        # TensorRT 8.6 lends a profile to one execution context only unless it is told; 10 does not.
+        # By default TensorRT 8.6 allows one execution context per profile; 10 allows several.
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -50,8 +56,8 @@ def configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> N
         for index, capability in enumerate(request.compute_capabilities):
             if capability not in known:
                 raise UsageError(
-                    f"{library.label} cannot build for compute capability {capability}; it knows "
-                    f"{', '.join(known)}"
+                    f"{library.label} cannot build for compute capability {capability}; expected "
+                    f"one of {', '.join(known)}"
                 )
             if not config.set_compute_capability(known[capability], index):
                 raise BackendError(
@@ -61,7 +67,14 @@ def configure(library: TensorRTLibrary, config: Any, request: BuildRequest) -> N
 
 
 def add_profile(builder: Any, network: Any, config: Any, request: BuildRequest) -> int:
-    """One optimization profile, batch 1 to max; returns the largest batch."""
+    """Add one optimization profile from batch 1 to max, and return the largest batch.
+
+    A graph of fixed batch gets no profile.
+
+    Raises:
+        ModelFileError: The graph has more inputs than the images, or other dynamic sizes.
+        BackendError: TensorRT refuses the batch sizes.
+    """
     if network.num_inputs != 1:
         raise ModelFileError(
             f"{request.onnx_path} has {network.num_inputs} inputs; expected one, images"

@@ -1,8 +1,9 @@
-"""Inside a TensorRT network: the types that really apply, and holding TensorRT 8.6 to them.
+"""The types of a TensorRT network's tensors, and constraints that hold TensorRT 8.6 to them.
 
-A *typed walk* follows the network from its inputs, constants and casts to the outputs, by the rule
-of ONNX that a floating-point operation computes in the type of its inputs. TensorRT 10 and newer
-do the same by themselves (strong typing); TensorRT 8.6 is free to choose, so each layer is told.
+A *typed walk* follows the network from its inputs, constants and casts to the outputs. It applies
+the rule of ONNX that a floating-point operation computes in the type of its inputs. TensorRT 10 and
+newer apply it themselves (strong typing). TensorRT 8.6 chooses freely, so each layer gets a
+constraint.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from hybrid_rt.errors import BackendError
 from hybrid_rt.tensorrt.library import TensorRTLibrary, dtype_name
 
-#: Bytes of one element, by ONNX's and NumPy's names of the types.
+#: Bytes of one element, by the ONNX and NumPy names of the types.
 ITEM_BYTES = {
     "float64": 8,
     "float32": 4,
@@ -32,7 +33,7 @@ ITEM_BYTES = {
 _FLOAT_TYPES = ("float32", "float16", "bfloat16", "float8")
 
 
-#: How the engine inspector writes types, in the order to look for them.
+#: The engine inspector's names of types, in the order to look for them.
 _INSPECTED = (
     (r"bf16|bfloat16", "bfloat16"),
     (r"fp16|half", "float16"),
@@ -43,18 +44,21 @@ _INSPECTED = (
 #: Layers whose kernel is a property; the others get theirs from constants.
 _KERNEL_CLASSES = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}
 
-#: Layers that have no arithmetic of their own, whose types follow from their own fields.
+#: Layers without arithmetic, whose types follow from their own fields.
 _UNCONSTRAINED = {"CONSTANT", "CAST", "IDENTITY", "SHAPE", "QUANTIZE", "DEQUANTIZE", "ASSERTION"}
 
 
 def network_layers(network: Any) -> Iterator[Any]:
-    """The network's layers, in its order."""
+    """Yield the network's layers in order."""
     for index in range(network.num_layers):
         yield network.get_layer(index)
 
 
 def tensor_types(library: TensorRTLibrary, network: Any) -> dict[str, str]:
-    """Type of each tensor by name, by the typed walk; for strongly typed networks, as reported."""
+    """Return the type of each tensor by name.
+
+    A strongly typed network reports its types; a typed walk finds those of any other.
+    """
     layers = list(network_layers(network))
     if library.strongly_typed:
         types = {tensor.name: dtype_name(tensor.dtype) for tensor in _inputs(network)}
@@ -68,10 +72,11 @@ def constrain_types(library: TensorRTLibrary, network: Any, config: Any) -> int:
     """Hold a weakly typed network (TensorRT 8.6) to the types of its ONNX graph.
 
     Sets the builder's flags for the types that occur, OBEY_PRECISION_CONSTRAINTS, and each
-    layer's precision and output types. Layers fed by DequantizeLinear are left to TensorRT, which
-    runs them in INT8. Returns how many layers were told. Nothing to do on newer libraries.
+    layer's precision and output types. Layers fed by DequantizeLinear stay unconstrained; TensorRT
+    runs them in INT8. Returns the number of constrained layers, which is 0 on newer libraries.
 
-    Raises BackendError where the graph has a type that this TensorRT cannot run.
+    Raises:
+        BackendError: The graph has a type that this TensorRT cannot run.
     """
     if library.strongly_typed:
         return 0
@@ -93,7 +98,7 @@ def constrain_types(library: TensorRTLibrary, network: Any, config: Any) -> int:
         t.name for layer in layers if layer.type.name == "DEQUANTIZE" for t in _outputs(layer)
     }
     settable = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF}
-    told = 0
+    constrained = 0
     for layer in layers:
         if layer.type.name in _UNCONSTRAINED:
             continue
@@ -109,12 +114,12 @@ def constrain_types(library: TensorRTLibrary, network: Any, config: Any) -> int:
         layer.precision = outputs[0][1]
         for index, dtype in outputs:
             layer.set_output_type(index, dtype)
-        told += 1
-    return told
+        constrained += 1
+    return constrained
 
 
 def network_dtype_report(library: TensorRTLibrary, network: Any) -> dict[str, Any]:
-    """Bytes of weights, and matrix and convolution layers, by type.
+    """Return the bytes of weights, and the number of matrix and convolution layers, by type.
 
     ``{"measured_on": "tensorrt network", "weight_bytes": {"float16": n, …}, "weight_share":
     {"float16": 0.99, …}, "layers": {"convolution": {"float16": 53}, "matmul": {…}}}``. Weights are
@@ -142,11 +147,11 @@ def network_dtype_report(library: TensorRTLibrary, network: Any) -> dict[str, An
 
 
 def engine_layers(information: str) -> dict[str, Any] | None:
-    """What TensorRT's engine inspector says of a built engine, by type; None where nothing.
+    """Return the types in a built engine, from its inspector's JSON text; None without layers.
 
-    ``information`` is its JSON text. ``{"layers": {"float16": 61, "float32": 4}, "weights":
-    {"float16": 25503912}}``: layers by the type of their first output, and the elements of those
-    weights that the inspector lists (fused layers of a transformer list none).
+    ``{"layers": {"float16": 61, "float32": 4}, "weights": {"float16": 25503912}}``: layers by the
+    type of their first output, and the elements of the weights that the inspector lists (none for
+    the fused layers of a transformer).
     """
     try:
         listed = json.loads(information)["Layers"]
@@ -169,7 +174,7 @@ def engine_layers(information: str) -> dict[str, Any] | None:
 
 
 def _inspected_type(text: str) -> str:
-    """The type in the inspector's words, such as "Channel major FP16 format" or "Half"."""
+    """Return the type in an inspector's text, such as "Channel major FP16 format" or "Half"."""
     for pattern, name in _INSPECTED:
         if re.search(pattern, text, re.IGNORECASE):
             return name
@@ -177,7 +182,7 @@ def _inspected_type(text: str) -> str:
 
 
 def summarize_types(weight_bytes: Counter[str], layers: dict[str, Counter[str]]) -> dict[str, Any]:
-    """What every dtype report has in common; shares are of all weight bytes, rounded to 1e-6."""
+    """Return the common fields of dtype reports; shares are of all weight bytes, to 1e-6."""
     total = sum(weight_bytes.values())
     return {
         "weight_bytes": dict(sorted(weight_bytes.items())),
@@ -200,7 +205,7 @@ def _walk(library: TensorRTLibrary, network: Any, layers: list[Any]) -> dict[str
             for tensor in _outputs(layer):
                 reported = dtype_name(tensor.dtype)
                 types[tensor.name] = computed if reported in _FLOAT_TYPES else reported
-        if len(later) == len(waiting):  # loops, which these graphs do not have
+        if len(later) == len(waiting):  # a loop: none of our graphs has one
             for layer in later:
                 types.update((t.name, dtype_name(t.dtype)) for t in _outputs(layer))
             break
@@ -209,7 +214,7 @@ def _walk(library: TensorRTLibrary, network: Any, layers: list[Any]) -> dict[str
 
 
 def _computed_type(library: TensorRTLibrary, layer: Any, inputs: list[str]) -> str:
-    """The floating-point type a layer's result has in the ONNX graph."""
+    """Return the floating-point type of a layer's result in the ONNX graph."""
     trt, kind = library.module, layer.type.name
     if kind == "CONSTANT":
         layer.__class__ = trt.IConstantLayer
@@ -234,7 +239,7 @@ def _quantized_tensors(network: Any) -> set[str]:
 
 
 def _kernel_weights(library: TensorRTLibrary, layer: Any, kind: str) -> Iterator[tuple[str, int]]:
-    """Type and element count of a layer's kernel and bias; empty where they are inputs."""
+    """Yield the type and element count of a layer's kernel and bias, unless they are inputs."""
     layer.__class__ = getattr(library.module, _KERNEL_CLASSES[kind])
     for weights in (layer.kernel, layer.bias):
         if weights is not None and weights.size:

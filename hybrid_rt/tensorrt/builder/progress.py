@@ -1,4 +1,4 @@
-"""Progress of a TensorRT build: one fraction out of its nested phases."""
+"""Progress of a TensorRT build: one fraction from its nested phases."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from hybrid_rt.tensorrt.library import TensorRTLibrary
 
-#: Takes the events that the worker sends to the process that started it.
+#: Sends an event to the process that started the worker.
 Emit = Callable[[dict[str, Any]], None]
 
 
 def make_monitor(library: TensorRTLibrary, emit: Emit) -> Any:
-    """An IProgressMonitor that emits ``{"progress": fraction, "phase": name}``.
+    """Return an IProgressMonitor that emits ``{"progress": fraction, "phase": name}``.
 
-    None where the library reports no progress (TensorRT 8.6).
+    Returns None if the library reports no progress (TensorRT 8.6).
     """
     return _progress_monitor(library.module, emit) if library.has_progress else None
 
@@ -41,7 +41,7 @@ def _progress_monitor(trt: Any, emit: Emit) -> Any:
 
 
 class _ProgressTracker:
-    """One fraction out of TensorRT's nested phases; called from several of its threads."""
+    """The fraction done of TensorRT's nested phases; called from several of its threads."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit

@@ -1,8 +1,8 @@
-"""Builds one TensorRT engine, in a process of its own; ``build_engine.build_engine`` starts it.
+"""The process that builds one TensorRT engine; ``build_engine.build_engine`` starts it.
 
-TensorRT ends the process when it meets a fault of its own, keeps gigabytes until the process ends,
-and may be told to stop by Ctrl-C at any time: none of that should reach the caller. The request is
-JSON on standard input; JSON lines leave through the file descriptor that is the only argument.
+A fault in TensorRT ends its process, and its memory, gigabytes, is freed only when that ends. In
+a process of its own neither reaches the caller, and Ctrl-C stops the build at any time. The request
+is JSON on standard input. Events are JSON lines on the file descriptor that is the only argument.
 """
 
 from __future__ import annotations
@@ -33,9 +33,18 @@ _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO")
 
 
 def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[str, Any]:
-    """Build the engine into ``request.plan_path``; returns ``{"built_for": …, "dtype_report": …}``.
+    """Build the engine into ``request.plan_path``.
 
-    ``emit`` gets ``{"log": [severity, text]}`` and ``{"progress": fraction, "phase": name}``.
+    Args:
+        emit: Takes ``{"log": [severity, text]}`` and ``{"progress": fraction, "phase": name}``.
+
+    Returns:
+        ``{"built_for": …, "dtype_report": …}``.
+
+    Raises:
+        DeviceError: The library cannot build for this machine's GPU.
+        ModelFileError: The parser refuses the graph.
+        BackendError: The build fails.
     """
     capability = _target(request, library)
     trt = library.module
@@ -48,9 +57,9 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
     config = builder.create_builder_config()
     configure(library, config, request)
     max_batch = add_profile(builder, network, config, request)
-    told = constrain_types(library, network, config)
-    if told:
-        log.add(3, f"{told} layers held to the types of the ONNX graph")
+    constrained = constrain_types(library, network, config)
+    if constrained:
+        log.add(3, f"{constrained} layers held to the types of the ONNX graph")
     dtype_report = network_dtype_report(library, network)
     cache = _load_timing_cache(library, config, request, log)
     monitor = make_monitor(library, emit)
@@ -85,7 +94,7 @@ def build(request: BuildRequest, library: TensorRTLibrary, emit: Emit) -> dict[s
 def _inspect(
     library: TensorRTLibrary, logger: Any, plan: Any, *, host_code: bool
 ) -> dict[str, Any] | None:
-    """What is in the engine, asked of the engine itself."""
+    """Return the types in the engine, from its own inspector."""
     runtime = library.module.Runtime(logger)
     if host_code:
         runtime.engine_host_code_allowed = True
@@ -98,7 +107,7 @@ def _inspect(
 
 
 class _Log:
-    """Passes TensorRT's messages on and remembers the errors."""
+    """TensorRT's messages, passed on; errors are kept."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -116,7 +125,7 @@ class _Log:
             self._emit({"log": [_SEVERITIES[severity], text]})
 
     def errors(self) -> str:
-        """The last errors on one line; the first is often the cause, the last the place."""
+        """Return the first error and the last two on one line: often the cause and the place."""
         kept = self._errors if len(self._errors) < 4 else [self._errors[0], *self._errors[-2:]]
         return " | ".join(kept) or "no error was logged"
 
@@ -133,7 +142,7 @@ def _make_logger(trt: Any, log: _Log) -> Any:
 
 
 def _target(request: BuildRequest, library: TensorRTLibrary) -> str:
-    """The compute capabilities the plan is for, such as "8.9" or "8.9,12.0"."""
+    """Return the compute capabilities that the plan is for, such as "8.9" or "8.9,12.0"."""
     if request.compute_capabilities:
         return ",".join(request.compute_capabilities)
     device = cuda_device()
@@ -159,7 +168,7 @@ def _parse(trt: Any, network: Any, logger: Any, onnx_path: str, log: _Log) -> No
 
 
 def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
-    """TensorRT 8 takes opset 18 and then reduces over all axes, since it reads no axes inputs."""
+    """Refuse opset 18 on TensorRT 8, which ignores inputs of axes and reduces over all of them."""
     if library.strongly_typed or log.opset is None or log.opset <= _NEWEST_OPSET_OF_8:
         return
     raise ModelFileError(
@@ -171,7 +180,7 @@ def _check_opset(library: TensorRTLibrary, log: _Log, onnx_path: str) -> None:
 def _load_timing_cache(
     library: TensorRTLibrary, config: Any, request: BuildRequest, log: _Log
 ) -> Any:
-    """The cache, which has to live until the engine is built; None where it does nothing."""
+    """Return the cache, which has to live until the engine is built; None if it has no use."""
     if request.timing_cache is None or not library.has_timing_cache:
         return None
     path = Path(request.timing_cache)
@@ -192,7 +201,7 @@ def _save_timing_cache(config: Any, path: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read a BuildRequest from standard input, build it, reply on the descriptor."""
+    """Read a BuildRequest from standard input, build it, and reply on the descriptor."""
     descriptor = int((sys.argv[1:] if argv is None else argv)[0])
     lock = threading.Lock()
     with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
