@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 from hybrid_rt.backends.registry import BACKENDS
 from hybrid_rt.errors import BackendError, HybridError, UsageError
 from hybrid_rt.files import atomic_path
-from hybrid_rt.images.sources import expand
+from hybrid_rt.images.sources import as_sources
 from hybrid_rt.progress import progress
 from hybrid_rt.results.writers import csv_lines, json_lines, jsonl_lines, text_lines
 from hybrid_rt.uncertainty.decision import RuleArguments, parse_threshold
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if not args.images and not args.selftest and not args.info:
         raise UsageError("no IMAGE given; expected image files, folders or globs after MODEL")
-    paths = expand(args.images)
+    paths = [Path(item) for image in args.images for item in as_sources(image).items]
     with HybridEngine(
         args.model,
         device=args.device,

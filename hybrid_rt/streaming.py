@@ -2,77 +2,111 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from hybrid_rt.backends.base import Outputs, Pixels
 from hybrid_rt.errors import HybridError
+from hybrid_rt.images.sources import Sources, is_named, source_name
 
-#: A source with its row of the outputs, or with the error that kept it from being read.
-Result: TypeAlias = tuple[Any, "Outputs | HybridError"]
+#: A source, its name, and its row of the outputs or the error that was raised when it was read.
+Result: TypeAlias = tuple[Any, str, "Outputs | HybridError"]
 
 
 def default_decode_threads() -> int:
-    """As many as the process may use, at most 8."""
+    """Return the number of cores that this process may use, at most 8."""
     return min(len(os.sched_getaffinity(0)), 8)
 
 
-def run_pipeline(
-    sources: Iterable[Any],
-    load: Callable[[Any], Pixels],
-    run: Callable[[Pixels], Outputs],
-    *,
-    batch_size: int,
-    decode_threads: int,
-    parallel: int = 1,
-) -> Iterator[Result]:
-    """Results for ``sources`` in their order.
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Decoding and running, with the settings of one call.
 
-    At most two batches and one image per decoding thread are held decoded, and ``parallel`` + 1
-    batches are under way or waiting to be taken. An error that ``load`` raises takes the place of
-    its source; one that ``run`` raises ends the iteration.
+    ``load`` makes pixels of a source, ``run`` makes outputs of a batch. ``is_ready`` is true for
+    an array of 3 or 4 dimensions that needs no ``load``. ``parallel`` batches run side by side.
     """
-    window = 2 * batch_size + decode_threads
-    remaining = iter(sources)
-    decoding: deque[tuple[Any, Future[Pixels]]] = deque()
-    running: deque[_Batch] = deque()
-    decoders = ThreadPoolExecutor(decode_threads, "hybrid-decode")
-    runners = ThreadPoolExecutor(parallel, "hybrid-run")
 
-    def fill() -> None:
-        while len(decoding) < window:
-            try:
-                source = next(remaining)
-            except StopIteration:
-                return
-            decoding.append((source, decoders.submit(load, source)))
+    load: Callable[[Any], Pixels]
+    run: Callable[[Pixels], Outputs]
+    is_ready: Callable[[Any, int], bool]
+    batch_size: int
+    decode_threads: int
+    parallel: int = 1
 
-    try:
-        fill()
-        while decoding:
-            batch = _Batch()
-            while decoding and len(batch.entries) < batch_size:
-                source, future = decoding.popleft()
-                batch.add(source, future)
-            batch.start(runners, run)
-            running.append(batch)
+    def run_all(self, sources: Sources) -> Iterator[tuple[Any, str, Outputs]]:
+        """Yield sources, their names and their rows of the outputs; raise the first image's error.
+
+        One image, and pixels that are ready, need no decoding and use no threads.
+        """
+        items, ready = sources.items, self.is_ready
+        if sources.is_one:
+            (source,) = items
+            yield source, source_name(source), _row(self.run(self.load(source)[None]), 0)
+        elif ready(items, 4) or (isinstance(items, list) and all(ready(i, 3) for i in items)):
+            yield from self._run_ready(items)
+        else:
+            for i, (source, name, row) in enumerate(self.stream(items)):
+                if isinstance(row, HybridError):
+                    raise row if is_named(source) else type(row)(f"image {i}: {row}") from row
+                yield source, name, row
+
+    def _run_ready(self, images: Any) -> Iterator[tuple[Any, str, Outputs]]:
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            outputs = self.run(np.stack(batch) if isinstance(batch, list) else batch)
+            for i, image in enumerate(batch):
+                yield image, source_name(image, start + i), _row(outputs, i)
+
+    def stream(self, sources: Iterable[Any]) -> Iterator[Result]:
+        """Yield the results for ``sources`` in their order.
+
+        At most two batches and one image per decoding thread are held decoded, and ``parallel`` + 1
+        batches run or wait to be taken. An error that ``load`` raises takes the place of its
+        source's row; one that ``run`` raises ends the iteration.
+        """
+        window = 2 * self.batch_size + self.decode_threads
+        remaining = iter(sources)
+        count = itertools.count()
+        decoding: deque[tuple[Any, Future[Pixels]]] = deque()
+        running: deque[_Batch] = deque()
+        decoders = ThreadPoolExecutor(self.decode_threads, "hybrid-decode")
+        runners = ThreadPoolExecutor(self.parallel, "hybrid-run")
+
+        def fill() -> None:
+            for source in itertools.islice(remaining, window - len(decoding)):
+                decoding.append((source, decoders.submit(self.load, source)))
+
+        try:
             fill()
-            while len(running) > parallel:
-                yield from running.popleft().results()
-        while running:
-            yield from running.popleft().results()
-    finally:  # also when the caller stops early
-        decoders.shutdown(wait=True, cancel_futures=True)
-        runners.shutdown(wait=True, cancel_futures=True)
+            while decoding:
+                batch = _Batch()
+                while decoding and len(batch.entries) < self.batch_size:
+                    batch.add(*decoding.popleft())
+                batch.start(runners, self.run)
+                running.append(batch)
+                fill()
+                while len(running) > self.parallel:
+                    yield from running.popleft().results(count)
+            while running:
+                yield from running.popleft().results(count)
+        finally:  # also when the caller stops early
+            decoders.shutdown(wait=True, cancel_futures=True)
+            runners.shutdown(wait=True, cancel_futures=True)
+
+
+def _row(outputs: Outputs, index: int) -> Outputs:
+    return {name: values[index] for name, values in outputs.items()}
 
 
 class _Batch:
-    """Some sources in order, the pixels of those that could be read, their outputs to come."""
+    """Sources in order, the pixels of those that could be read, and their outputs to come."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[Any, HybridError | None]] = []
@@ -93,12 +127,9 @@ class _Batch:
             self._pixels = []
             self._outputs = runners.submit(run, images)
 
-    def results(self) -> Iterator[Result]:
+    def results(self, count: Iterator[int]) -> Iterator[Result]:
         outputs = {} if self._outputs is None else self._outputs.result()
-        row = 0
+        rows = itertools.count()
         for source, error in self.entries:
-            if error is not None:
-                yield source, error
-            else:
-                yield source, {name: values[row] for name, values in outputs.items()}
-                row += 1
+            name = source_name(source, next(count))
+            yield source, name, _row(outputs, next(rows)) if error is None else error

@@ -30,16 +30,15 @@ LAYERS = {
     "hybrid_rt": """
         hybrid_rt.__main__
         hybrid_rt.cli
-        hybrid_rt.environment
         hybrid_rt
         hybrid_rt.serving
         hybrid_rt.engine
+        hybrid_rt.environment
         hybrid_rt.selftest
-        hybrid_rt.opened
-        hybrid_rt.about
+        hybrid_rt.opening
         hybrid_rt.selection
-        hybrid_rt.streaming
         hybrid_rt.results
+        hybrid_rt.streaming
         hybrid_rt.uncertainty
         hybrid_rt.backends.registry
         hybrid_rt.testing
@@ -71,7 +70,7 @@ LAYERS = {
         hybrid_export.parity
         hybrid_export.precision
         hybrid_export.onnx_graph
-        hybrid_export.runners
+        hybrid_export.sessions
         hybrid_export.network
         hybrid_export.model_card
     """,

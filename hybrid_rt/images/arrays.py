@@ -28,6 +28,16 @@ def is_array(source: object) -> bool:
     )
 
 
+def is_input(source: object, preprocess: Preprocess, dimensions: int) -> bool:
+    """Return whether this is a model's input, uint8 ``[H,W,3]`` (3) or ``[N,H,W,3]`` (4)."""
+    return (
+        isinstance(source, np.ndarray)
+        and source.dtype == np.uint8
+        and source.ndim == dimensions
+        and bool(source.shape[-3:] == (preprocess.height, preprocess.width, 3))
+    )
+
+
 def to_numpy(source: Any) -> NDArray[Any]:
     """The array's values in host memory, shared where they already are there.
 

@@ -1,6 +1,6 @@
-"""Anything a person has to the network's pixels: uint8 ``[height, width, 3]``, RGB.
+"""Convert any supported image source to model input: uint8 ``[height, width, 3]``, RGB.
 
-Training, export and the runtime all call this file, so an image has the same pixels in each.
+Training, export and the runtime all call this module, so an image has the same pixels in each.
 The steps, in order: decode, turn upright, window to 8 bits, compose alpha over black, crop,
 convert to RGB, resize. docs/images.md has the rule for every kind of input.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +20,8 @@ from PIL import Image
 from hybrid_rt.errors import ImageError
 from hybrid_rt.images import arrays
 from hybrid_rt.images.encoded import KINDS, image_to_8_bits, read_encoded
+from hybrid_rt.images.sources import Source, as_sources, is_dataset, source_name, unknown_type
 from hybrid_rt.spec import Preprocess
-
-__all__ = [
-    "Source",
-    "as_sources",
-    "decode",
-    "is_single",
-    "load_batch",
-    "load_pixels",
-    "prepare",
-    "source_name",
-]
-
-#: A path, encoded bytes, a binary file object, a PIL image, an array or tensor, or a pydicom
-#: Dataset. Tensors and datasets have no type here: their libraries are not imported.
-Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray[Any] | Any"
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -43,7 +29,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_HEAD = 132  # bytes that tell every kind of file apart; DICOM's mark is at 128
+_HEAD = 132  # bytes that identify every kind of file; DICOM's mark is at 128
 
 
 def load_pixels(
@@ -53,28 +39,36 @@ def load_pixels(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> NDArray[np.uint8]:
-    """One image as the network's input: uint8 ``[height, width, 3]``, RGB, C-contiguous, yours.
+    """Return one image as the network's input: uint8 ``[height, width, 3]``, RGB.
 
-    ``float_range`` says which floating-point values are black and white, such as ``(0, 1)``; an
-    image of floats without it is an error, as is any other image with it. ``frame`` picks one
-    of several frames (DICOM, TIFF, animations), counted from 0.
+    Args:
+        float_range: The floating-point values of black and white, such as ``(0, 1)``. Images of
+            floats need it; with any other image it is an error.
+        frame: One of several frames (DICOM, TIFF, animations), counted from 0.
 
-    Raises ImageError, which names the source, for anything that cannot be read.
+    Returns:
+        A C-contiguous array that the caller owns.
+
+    Raises:
+        ImageError: If the image cannot be read; the message names the source.
     """
     return prepare(decode(source, preprocess, float_range=float_range, frame=frame), preprocess)
 
 
 def load_batch(
-    sources: Source | Iterable[Source],
+    imgs: Source | Iterable[Source],
     preprocess: Preprocess,
     *,
     float_range: tuple[float, float] | None = None,
 ) -> NDArray[np.uint8]:
-    """Many images, or one, as uint8 ``[images, height, width, 3]``; see load_pixels.
+    """Return many images, or one, as uint8 ``[images, height, width, 3]``; see load_pixels.
 
-    Raises ImageError for the first that cannot be read, with its name and place.
+    ``as_sources`` decides what is one image and what is many.
+
+    Raises:
+        ImageError: For the first image that cannot be read, with its name and position.
     """
-    items = as_sources(sources)
+    items = list(as_sources(imgs).items)
     batch = np.empty((len(items), preprocess.height, preprocess.width, 3), np.uint8)
     for index, item in enumerate(items):
         try:
@@ -86,25 +80,6 @@ def load_batch(
     return batch
 
 
-def as_sources(sources: Source | Iterable[Source]) -> list[Source]:
-    """One source or many, as a list. An array ``[images, H, W, C]`` has one entry each.
-
-    Raises ImageError for something that is neither.
-    """
-    if arrays.is_array(sources):
-        array = sources if isinstance(sources, np.ndarray) else _to_numpy(sources)
-        if array.dtype.kind in "OUS":  # an array of paths
-            return [item for entry in array.tolist() for item in as_sources(entry)]
-        if array.ndim == 4 and array.shape[3] in (1, 3, 4):
-            return list(array)
-        return [array]
-    if is_single(sources):
-        return [sources]
-    if isinstance(sources, Iterable) and not isinstance(sources, Mapping):
-        return list(sources)
-    raise ImageError(_unknown(sources))
-
-
 def decode(
     source: Source,
     preprocess: Preprocess,
@@ -112,9 +87,9 @@ def decode(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> Image.Image:
-    """The complete image before crop and resize: PIL mode L or RGB, upright, windowed to 8 bits.
+    """Return the complete image before crop and resize, upright and windowed to 8 bits.
 
-    Raises ImageError as load_pixels does.
+    It is a PIL image of mode L or RGB. Raises ImageError as load_pixels does.
     """
     try:
         if frame < 0:
@@ -128,8 +103,8 @@ def decode(
 def prepare(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Crop, convert to RGB and resize a decoded image: uint8 ``[height, width, 3]``.
 
-    "stretch" returns bit for bit what ``image.convert("RGB").resize((width, height), filter)``
-    returns, and so what torchvision's ``Resize((height, width))`` returns on a PIL image.
+    "stretch" is bit-equal to ``image.convert("RGB").resize((width, height), filter)``, and so to
+    torchvision's ``Resize((height, width))`` on a PIL image.
     """
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
@@ -144,25 +119,6 @@ def prepare(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     if pixels.ndim == 2:  # channels are filtered one by one: one of three equal ones is enough
         return np.repeat(pixels[:, :, None], 3, axis=2)
     return np.array(pixels)
-
-
-def source_name(source: Source) -> str:
-    """How messages call a source: its path, or its kind and size, such as
-    "array[512x512] uint8".
-    """
-    if isinstance(source, (str, os.PathLike)):
-        return str(os.fspath(source))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return "<bytes>"
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "")
-        return str(name) if name else f"<PIL {source.mode} {source.width}x{source.height}>"
-    if arrays.is_array(source):
-        kind = "array" if isinstance(source, np.ndarray) else "tensor"
-        shape = "x".join(str(n) for n in getattr(source, "shape", ()))
-        return f"{kind}[{shape}] {str(getattr(source, 'dtype', '')).removeprefix('torch.')}"
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return str(name) if isinstance(name, (str, Path)) else f"<{type(source).__name__}>"
 
 
 def _decode(
@@ -187,11 +143,11 @@ def _decode(
         if not isinstance(data, bytes):
             raise ImageError("it returns text; expected bytes: open the file with mode 'rb'")
         return _decode_stream(io.BytesIO(data), preprocess, float_range, frame)
-    if _is_dataset(source):
+    if is_dataset(source):
         from hybrid_rt.images.dicom import read_dataset
 
         return read_dataset(source, preprocess, frame=frame)
-    raise ImageError(_unknown(source))
+    raise ImageError(unknown_type(source))
 
 
 def _decode_path(
@@ -280,32 +236,3 @@ def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         image.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2)
     )
     return padded
-
-
-def is_single(source: object) -> bool:
-    """True for one source that is no array: a path, bytes, a file, a PIL image or a Dataset."""
-    return (
-        isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
-        or hasattr(source, "read")
-        or _is_dataset(source)
-    )
-
-
-def _is_dataset(source: object) -> bool:
-    """True for a pydicom Dataset, told by its module: pydicom is not imported for it."""
-    return any(c.__module__.partition(".")[0] == "pydicom" for c in type(source).__mro__)
-
-
-def _to_numpy(source: Any) -> NDArray[Any]:
-    try:
-        return arrays.to_numpy(source)
-    except ImageError as err:
-        err.args = (f"{source_name(source)}: {err}",)
-        raise
-
-
-def _unknown(source: object) -> str:
-    return (
-        f"it is of type {type(source).__name__}; expected a path, bytes, a file opened with 'rb', "
-        "a PIL image or an array"
-    )

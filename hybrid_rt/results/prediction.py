@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_rt.backends.base import Outputs
 from hybrid_rt.errors import HybridError, ModelFileError
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.conformal import CoverageRule
@@ -56,18 +57,21 @@ class Prediction:
     def from_outputs(
         cls,
         spec: ModelSpec,
-        probabilities: NDArray[np.float32],
-        logits: NDArray[np.float32],
+        row: Outputs,
         source: str,
         load_image: Callable[[], Image.Image] | None = None,
         *,
         rules: Rules | None = None,
-        ood_score: float | None = None,
     ) -> Prediction:
-        """From one row of the graph's outputs, ``[classes]`` each.
+        """Return the prediction of one row of the graph's outputs, by output name.
 
-        ``rules`` are those of make_rules; by default the spec's operating point decides.
+        Args:
+            row: ``probabilities`` and ``logits``, ``[classes]`` each, and ``ood_score`` if the
+                model has a detector.
+            source: The image's name.
+            rules: Those of make_rules; by default the spec's operating point decides.
         """
+        probabilities = row["probabilities"]
         if probabilities.shape != (len(spec.classes),):
             raise ModelFileError(
                 f"the model returns probabilities {probabilities.shape}; its specification has "
@@ -76,27 +80,18 @@ class Prediction:
         values = dict(zip(spec.classes, probabilities.tolist(), strict=True))
         label = spec.classes[int(probabilities.argmax())]
         rules = rules or Rules(point=spec.operating_point)
-        is_ood = None if ood_score is None else not ood_score <= 1  # also where it is no number
-        if rules.abstain and is_ood:
-            return cls(
-                label=None,
-                probability=None,
-                probabilities=values,
-                logits=logits,
-                source=source,
-                ood_score=ood_score,
-                is_ood=is_ood,
-                load_image=load_image,
-            )
+        ood_score = float(row["ood_score"]) if "ood_score" in row else None
+        is_ood = None if ood_score is None else not ood_score <= 1  # also if it is no number
+        abstains = rules.abstain and is_ood
         return cls(
-            label=label,
-            probability=values[label],
+            label=None if abstains else label,
+            probability=None if abstains else values[label],
             probabilities=values,
-            logits=logits,
+            logits=row["logits"],
             source=source,
-            decision=rules.decide(values),
-            prediction_set=rules.prediction_set(values),
-            coverage=rules.coverage,
+            decision=None if abstains else rules.decide(values),
+            prediction_set=None if abstains else rules.prediction_set(values),
+            coverage=None if abstains else rules.coverage,
             ood_score=ood_score,
             is_ood=is_ood,
             load_image=load_image,

@@ -24,10 +24,12 @@ GREY = Image.new("L", (60, 100), 128)
 def predicted(cancer, ood_score):
     """A prediction of that probability and score, the model being asked to abstain."""
     probabilities = np.array([1 - cancer, cancer], np.float32)
-    return Prediction.from_outputs(
-        SPEC, probabilities, np.log(probabilities), "a.dcm",
-        rules=Rules(abstain=True), ood_score=ood_score,
-    )  # fmt: skip
+    row = {
+        "probabilities": probabilities,
+        "logits": np.log(probabilities),
+        "ood_score": np.float32(ood_score),
+    }
+    return Prediction.from_outputs(SPEC, row, "a.dcm", rules=Rules(abstain=True))
 
 
 def sheet_of(*predictions):

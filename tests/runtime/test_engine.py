@@ -77,6 +77,50 @@ def test_lists_arrays_and_generators(engine, pixels):
         assert gap <= 1e-5, f"batch_size={size} max_diff={gap:.2e}"
 
 
+def test_engine_call_is_predict(engine, images, pixels):
+    called, predicted = engine(images[0]), engine.predict(images[0])
+    assert isinstance(called, Prediction)
+    np.testing.assert_array_equal(called.logits, predicted.logits)
+    many = engine(pixels, batch_size=3)
+    np.testing.assert_array_equal(many.logits, engine.predict(pixels, batch_size=3).logits)
+    with pytest.raises(UsageError, match="threshold is 2"):
+        engine(images, threshold=2)
+
+
+def test_engine_classes_is_a_tuple_of_names(engine):
+    assert engine.classes == ("benign", "malignant")
+
+
+def test_folder_and_glob_are_many(engine, images):
+    names = [str(path) for path in images]
+    expected = engine.predict(images).logits
+    for many in (images[0].parent, str(images[0].parent), str(images[0].parent / "p*.png")):
+        predictions = engine.predict(many)
+        assert isinstance(predictions, Predictions)
+        assert [p.source for p in predictions] == names
+        np.testing.assert_array_equal(predictions.logits, expected)
+        assert engine.features(many).shape == (6, 16)
+        assert [p.source for p in engine.stream(many)] == names
+    assert len(engine.predict(str(images[0].parent / "p0*"))) == 1
+
+
+def test_one_image_is_a_stream_of_one(engine, images):
+    (prediction,) = engine.stream(str(images[0]))
+    assert prediction.source == str(images[0])
+
+
+def test_a_dict_is_refused(engine, images):
+    for method in (engine.predict, engine.features, engine.stream):
+        with pytest.raises(ImageError, match="it is of type dict; expected a path"):
+            method({"a": images[0]})
+
+
+@pytest.mark.parametrize("name", ["batch_size", "decode_threads"])
+def test_stream_refuses_a_wrong_number(engine, images, name):
+    with pytest.raises(UsageError, match=f"{name} is 0; expected a positive integer"):
+        engine.stream(images, **{name: 0})
+
+
 def test_features(engine, pixels, images):
     features = engine.features(pixels)
     assert features.shape == (11, 16)

@@ -40,6 +40,13 @@ def test_one_and_many(engine, images):
     )
 
 
+def test_explain_a_folder_returns_a_list(engine, images):
+    many = engine.explain(str(images[0].parent))
+    assert [e.prediction.source for e in many] == [str(p) for p in images]
+    with pytest.raises(ImageError, match="of type dict"):
+        engine.explain({"a": images[0]})
+
+
 def test_files_are_read_once(engine, images):
     with images[0].open("rb") as file:
         explanation = engine.explain(file)
