@@ -1,12 +1,15 @@
-"""hybrid-export: a checkpoint to ONNX and TensorRT files that are proven to equal PyTorch."""
+"""hybrid-export: a checkpoint to ONNX and TensorRT files, each validated against PyTorch."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import traceback
+from dataclasses import fields
 from pathlib import Path
 
+from hybrid_export.options import ExportOptions
+from hybrid_export.parity.dataset import check_calibration
 from hybrid_rt.errors import (
     CheckpointError,
     DataError,
@@ -20,7 +23,7 @@ _BAD_INPUT = (UsageError, CheckpointError, DataError, ImageError, SpecError)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns 0 done, 1 failed (parity too), 2 wrong usage or bad input."""
+    """Run the command; return 0 done, 1 failed (parity too), 2 wrong usage or bad input."""
     args = _parser().parse_args(argv)
     try:
         _run(args)
@@ -36,39 +39,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.int8:  # before PyTorch is imported, which takes seconds
-        from hybrid_export.parity.dataset import check_calibration
+    values = {f.name: getattr(args, f.name) for f in fields(ExportOptions)}
+    if args.compute_capabilities:
+        values["plans"] = "tensorrt_rtx"
+    options = ExportOptions(**values)
+    if options.int8:
+        check_calibration(args.checkpoint, options.calibrate)
+    from hybrid_export.pipeline import export  # imports PyTorch, which takes seconds
 
-        check_calibration(args.checkpoint, args.calibrate)
-    from hybrid_export.options import ExportOptions
-    from hybrid_export.pipeline import export
-
-    plans = "auto"
-    if args.tensorrt_rtx:
-        plans = "tensorrt_rtx"
-    elif args.tensorrt is not None:
-        plans = "tensorrt" if args.tensorrt else "none"
-    options = ExportOptions(
-        output=args.output,
-        fp16=args.fp16,
-        bf16=args.bf16,
-        int8=args.int8,
-        calibrate=args.calibrate,
-        explain=args.explain,
-        plans=plans,  # type: ignore[arg-type]
-        compute_capabilities=tuple(args.tensorrt_rtx or ()),
-        max_batch=args.max_batch,
-        opt_batch=args.opt_batch,
-        workspace_mib=args.workspace,
-        timing_cache=args.timing_cache,
-        version_compatible=args.version_compatible,
-        hardware_compatible=args.hardware_compatible,
-        opset=args.opset,
-        verify=args.verify,
-        verify_limit=args.verify_limit,
-        triton=args.triton,
-    )
-    export(args.checkpoint, options, say=lambda text: print(text, flush=True))
+    export(args.checkpoint, options, log=lambda text: print(text, flush=True))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,22 +93,30 @@ def _parser() -> argparse.ArgumentParser:
         "--verify-limit", type=int, default=32, metavar="N", help="at most N of them (default: 32)"
     )
 
-    plans = parser.add_argument_group("TensorRT plans (default: one where a GPU is here)")
+    plans = parser.add_argument_group("TensorRT plans (default: one if a GPU is here)")
     library = plans.add_mutually_exclusive_group()
     library.add_argument(
         "--tensorrt",
-        action="store_true",
-        default=None,
+        dest="plans",
+        action="store_const",
+        const="tensorrt",
+        default="auto",
         help="build model.plan for this machine's GPU, or fail",
     )
     library.add_argument(
         "--tensorrt-rtx",
+        dest="compute_capabilities",
         type=_compute_capabilities,
+        default=(),
         metavar="SM89[,SM120]",
         help="build with TensorRT for RTX for these GPUs; none is needed here",
     )
     library.add_argument(
-        "--no-tensorrt", dest="tensorrt", action="store_false", help="build no engine"
+        "--no-tensorrt",
+        dest="plans",
+        action="store_const",
+        const="none",
+        help="build no engine",
     )
     plans.add_argument(
         "--max-batch", type=int, default=8, metavar="N", help="largest batch (default: 8)"
@@ -137,7 +124,13 @@ def _parser() -> argparse.ArgumentParser:
     plans.add_argument(
         "--opt-batch", type=int, metavar="N", help="batch to be fastest at (default: the largest)"
     )
-    plans.add_argument("--workspace", type=int, metavar="MIB", help="limit of scratch memory")
+    plans.add_argument(
+        "--workspace",
+        dest="workspace_mib",
+        type=int,
+        metavar="MIB",
+        help="limit of scratch memory",
+    )
     plans.add_argument("--timing-cache", type=Path, metavar="FILE", help="read and updated")
     plans.add_argument(
         "--version-compatible", action="store_true", help="runs on later TensorRT versions too"
@@ -148,11 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compute_capabilities(text: str) -> list[str]:
+def _compute_capabilities(text: str) -> tuple[str, ...]:
     names = [name.strip().upper() for name in text.split(",") if name.strip()]
     if not names or any(not n.startswith("SM") or not n[2:].isdigit() for n in names):
         raise argparse.ArgumentTypeError(f"got {text!r}; expected such as SM89 or SM89,SM120")
-    return list(dict.fromkeys(names))
+    return tuple(dict.fromkeys(names))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an export was asked for."""
+"""Options of an export; no PyTorch is imported to check them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hybrid_export.onnx_graph.convert import DEFAULT_OPSET, check_opset
+from hybrid_export.onnx_graph.opset import DEFAULT_OPSET, check_opset
 from hybrid_export.parity.dataset import DEFAULT_LIMIT
 from hybrid_rt.errors import UsageError
 
-#: Images a call; a full-size batch of this size takes some 25 GB of activations on a GPU.
+#: Images a call: a full-size batch of this size takes some 25 GB of activations on a GPU.
 MAX_BATCH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of one export. ``plans`` says which library builds engines: "auto" takes TensorRT
-    where it and a GPU are there, and says why not where they are not.
+    """Options of one export.
 
-    Raises UsageError where options contradict each other or are out of range.
+    ``plans`` is the library that builds engines; "auto" takes TensorRT if it and a GPU are there,
+    and otherwise logs what is missing. Raises UsageError if options contradict each other or are
+    out of range.
     """
 
     output: Path = field(default_factory=Path.cwd)

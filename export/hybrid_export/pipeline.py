@@ -8,13 +8,14 @@ Every file is compared with PyTorch before it gets its final name; a file that f
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
-from hybrid_export.artifacts.onnx_fp32 import write_fp32
 from hybrid_export.artifacts.onnx_half import write_half
 from hybrid_export.artifacts.onnx_int8 import write_int8
-from hybrid_export.artifacts.tensorrt import why_no_engine, write_plans
+from hybrid_export.artifacts.tensorrt import why_no_engine, write_engines
 from hybrid_export.artifacts.triton import write_repository
+from hybrid_export.artifacts.write_onnx import write_onnx
 from hybrid_export.bundle.sidecars import sidecars, stage_detector, write_card
 from hybrid_export.bundle.staging import publish, staging
 from hybrid_export.network.deployment import DeploymentGraph
@@ -22,14 +23,14 @@ from hybrid_export.onnx_graph.convert import to_onnx
 from hybrid_export.options import ExportOptions
 from hybrid_export.parity.compare import Reference
 from hybrid_export.parity.dataset import (
-    VerificationSet,
     builtin_images,
     check_calibration,
     chosen_images,
     golden_images,
 )
-from hybrid_export.runners import pytorch
-from hybrid_export.state import Job, Say
+from hybrid_export.precision.fallback import Attempt
+from hybrid_export.sessions import PyTorchSession
+from hybrid_export.state import ExportState, Log
 from hybrid_rt.bundle.manifest import GOLDEN_NAME, Bundle, Golden
 from hybrid_rt.errors import CheckpointError, ParityError
 from hybrid_rt.files import sha256_file
@@ -38,28 +39,29 @@ from hybrid_train.model.checkpoint import load_checkpoint, newest_run
 from hybrid_train.model.hybrid import HybridClassifier
 
 
-def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = print) -> Bundle:
-    """Export a run folder, a checkpoint or the newest run; returns the bundle as written.
+def export(checkpoint: str | Path | None, options: ExportOptions, log: Log = print) -> Bundle:
+    """Export a run folder, a checkpoint or the newest run; return the bundle as written.
 
-    ``say`` gets one line a step. Raises ParityError if a file fails its parity report and
-    ExportError where one cannot be made; nothing of it is left under its final name, while the
-    files that passed are written.
+    ``log`` gets one line a step. Raises ParityError if a file fails its parity report, ExportError
+    or BackendError if one cannot be made. Nothing of that file is left under its final name; the
+    files that passed are written, unless it is ``model.onnx`` that failed.
     """
-    no_engine = None if options.plans == "none" else why_no_engine(options)
+    no_engine = why_no_engine(options)
     source = Path(checkpoint) if checkpoint is not None else newest_run()
     if options.int8:
         check_calibration(source, options.calibrate)
     model, spec = load(source)
-    say(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
+    log(f"Checkpoint {source}: {spec.vit.model} + {spec.cnn.model}, {', '.join(spec.classes)}")
     with staging(options.output) as staged:
-        spec = stage_detector(source, spec, staged, say)
-        images = _images(source, spec, options)
+        spec = stage_detector(source, spec, staged, log)
+        images = chosen_images(
+            options.verify, source, "validation", spec, limit=options.verify_limit
+        ) or builtin_images(spec)
         graph = DeploymentGraph(model, spec, explain=options.explain)
         spec = spec.replace(outputs=graph.outputs(spec))
-        reference = Reference.of(pytorch(model, spec), images)
-        say(f"Reference: {reference.detail} on {len(images)} images of {images.origin}")
-        job = Job(
-            model=model,
+        reference = Reference.of(PyTorchSession(model, spec), images)
+        log(f"Reference: {reference.detail} on {len(images)} images of {images.origin}")
+        state = ExportState(
             spec=spec,
             options=options,
             reference=reference,
@@ -67,37 +69,27 @@ def export(checkpoint: str | Path | None, options: ExportOptions, say: Say = pri
             bundle=Bundle(spec=spec),
             graph=graph,
             fp32=to_onnx(graph, spec, opset=options.opset),
-            say=say,
+            log=log,
         )
-        write_fp32(job)
-        if options.fp16 and not write_half(job, "fp16") and not options.bf16:
-            say("FP16 does not pass, so BF16 is tried: the same size, FP32's range, 8 bits")
-            write_half(job, "bf16")
-        if options.bf16:
-            write_half(job, "bf16")
-        if options.int8:
-            write_int8(job, source)
-        write_plans(job, no_engine)
-        _golden(job)
-        write_card(job.bundle, source, staged, options.output, say)
-        bundle = publish(job.bundle, staged, options.output, sidecars(job.bundle, staged))
-    repository = _triton(bundle, source, options)
+        _write_onnx_files(state, source)
+        write_engines(state, no_engine)
+        _write_golden(state)
+        write_card(state.bundle, source, staged, options.output, log)
+        bundle = publish(state.bundle, staged, options.output, sidecars(state.bundle, staged))
     for name, entry in bundle.files.items():
-        say(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
-    if repository is not None:
-        command = f"tritonserver --model-repository {shlex.quote(str(options.triton))}"
-        say(f"Wrote {repository} for: {command}")
-    say(f"Next: {_next_command(bundle, options.output, images.example)}")
-    if job.failures:
+        log(f"Wrote {options.output / name} ({entry.bytes / 1e6:.1f} MB)")
+    _write_triton(bundle, source, options, log)
+    log(f"Next: {_next_command(bundle, options.output, images.example)}")
+    if state.failures:
         written = ", ".join(bundle.files)
-        raise ParityError(f"{' '.join(job.failures)} (written and validated: {written})")
+        raise ParityError(f"{' '.join(state.failures)} (written and validated: {written})")
     return bundle
 
 
 def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
-    """The network and its spec.
+    """Return the network and its spec.
 
-    Raises CheckpointError where the two do not fit.
+    Raises CheckpointError if the two do not fit.
     """
     model, spec = load_checkpoint(source)
     classes = model.head[-1].out_features
@@ -109,33 +101,49 @@ def load(source: Path) -> tuple[HybridClassifier, ModelSpec]:
     return model.eval(), spec
 
 
-def _images(source: Path, spec: ModelSpec, options: ExportOptions) -> VerificationSet:
-    limit = options.verify_limit
-    found = chosen_images(options.verify, source, "validation", spec, limit=limit)
-    return found if found is not None else builtin_images(spec)
+def _write_onnx_files(state: ExportState, source: Path) -> None:
+    """Write model.onnx, which everything else is made from, and the reduced precisions."""
+    failure = write_onnx(state, "fp32", [Attempt()], lambda _: state.fp32)
+    if failure is not None:
+        raise ParityError(failure)
+    options, failures = state.options, []
+    if options.fp16:
+        failures.append(write_half(state, "fp16"))
+        if failures[-1] and not options.bf16:
+            state.log("FP16 does not pass, so BF16 is tried: the same size, FP32's range, 8 bits")
+            failures.append(write_half(state, "bf16"))
+    if options.bf16:
+        failures.append(write_half(state, "bf16"))
+    if options.int8:
+        failures.append(write_int8(state, source))
+    state.failures += [f"{failure}." for failure in failures if failure]
 
 
-def _triton(bundle: Bundle, source: Path, options: ExportOptions) -> Path | None:
-    """The Triton model, named like the run, where one was asked for."""
+def _write_golden(state: ExportState) -> None:
+    """Write a few images with PyTorch's outputs, for the self-test."""
+    path = state.staged / GOLDEN_NAME
+    reference = state.reference
+    images = golden_images(reference.images, reference.outputs, state.spec.preprocess)
+    images.save(path)
+    golden = Golden(file=path.name, sha256=sha256_file(path), count=len(images.names))
+    state.bundle = replace(state.bundle, golden=golden)
+
+
+def _write_triton(bundle: Bundle, source: Path, options: ExportOptions, log: Log) -> None:
+    """Write the Triton model, named like the run, if one was asked for."""
     if options.triton is None:
-        return None
+        return
     run = source if source.is_dir() else source.parent
     name = source.stem if source.suffix == ".pth" else run.resolve().name
-    return write_repository(
+    written = write_repository(
         bundle, options.output, options.triton, name=name, max_batch=options.max_batch
     )
+    log(f"Wrote {written} for: tritonserver --model-repository {shlex.quote(str(options.triton))}")
 
 
 def _next_command(bundle: Bundle, output: Path, example: Path | None) -> str:
-    """What a person types next, ready to paste where an image file is known."""
+    """Return the command to run next, ready to paste if an image file is known."""
     runs_here = [name for name, entry in bundle.files.items() if entry.validated]
     plans = [name for name in runs_here if name.endswith(".plan")]
     model = shlex.quote(str(output / plans[0] if plans else output))
     return f"hybrid-predict {model} {shlex.quote(str(example)) if example else 'IMAGE'}"
-
-
-def _golden(job: Job) -> None:
-    path = job.staged / GOLDEN_NAME
-    images = golden_images(job.reference.images, job.reference.outputs, job.spec.preprocess)
-    images.save(path)
-    job.set_golden(Golden(file=path.name, sha256=sha256_file(path), count=len(images.names)))

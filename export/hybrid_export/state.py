@@ -1,9 +1,9 @@
-"""One export under way: what its steps share, and how a finished file enters the bundle."""
+"""What the steps of one export share, and how a finished file enters the bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,25 @@ from hybrid_export.options import ExportOptions
 from hybrid_export.parity.compare import ParityReport, Reference, compare
 from hybrid_export.parity.layer_diff import describe_layers
 from hybrid_export.parity.tolerances import TOLERANCES, PrecisionName
-from hybrid_export.runners import Runner, session
-from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
-from hybrid_rt.errors import BackendMissingError, DeviceError
+from hybrid_rt.backends.base import Session
+from hybrid_rt.bundle.manifest import Bundle, describe_file
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.model.hybrid import HybridClassifier
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
-#: Images that a second library is checked on.
-_ALSO_IMAGES = 8
+#: Images of a comparison that comes before or beside the complete one.
+_FEW_IMAGES = 8
 
 
 @dataclass(kw_only=True)
-class Job:
-    """``graph`` and ``fp32`` (its ONNX model) are what every file is made of.
+class ExportState:
+    """The state of one export.
 
-    ``failures`` are the files that were asked for and not made, each with its reason.
+    ``graph`` and ``fp32`` (its ONNX model) are what every file is made of; ``bundle`` grows with
+    every file. ``failures`` has the reason of each file that was asked for and not made. ``log``
+    gets one line a step.
     """
 
-    model: HybridClassifier
     spec: ModelSpec
     options: ExportOptions
     reference: Reference
@@ -39,67 +38,40 @@ class Job:
     bundle: Bundle
     graph: DeploymentGraph
     fp32: Any
-    say: Say
+    log: Log
     failures: list[str] = field(default_factory=list)
 
-    def validate(self, runner: Runner, precision: PrecisionName, *also: Runner) -> ParityReport:
-        """The parity report of a file, also on other libraries."""
-        tolerances = TOLERANCES[precision]
-        report = compare(runner, self.reference, self.spec, tolerances)
+    def compare_few(
+        self, session: Session, precision: PrecisionName, hint: str | None = None
+    ) -> ParityReport:
+        """Compare on a few images; a file that fails here would fail the parity report."""
+        few, tolerances = self.reference.first(_FEW_IMAGES), TOLERANCES[precision]
+        return compare(session, few, self.spec, tolerances, brief=True, precision_hint=hint)
+
+    def validate(
+        self, session: Session, precision: PrecisionName, also: Mapping[str, Session] | None = None
+    ) -> ParityReport:
+        """Return the parity report of a file; if it passes, also that of other sessions.
+
+        ``also`` has them by the precision hint that they were opened with.
+        """
+        report = compare(session, self.reference, self.spec, TOLERANCES[precision])
         if not report.failures:
-            few = self.reference.first(_ALSO_IMAGES)
-            report.also = [compare(other, few, self.spec, tolerances, brief=True) for other in also]
+            report.also = [self.compare_few(o, precision, h) for h, o in (also or {}).items()]
         return report
 
-    def screen(self, runner: Runner, precision: PrecisionName) -> ParityReport:
-        """A quick comparison on a few images: what fails here would fail the parity report."""
-        few = self.reference.first(_ALSO_IMAGES)
-        return compare(runner, few, self.spec, TOLERANCES[precision], brief=True)
-
-    def openvino(self, path: Path, precision: str | None = None) -> list[Runner]:
-        """A runner on OpenVINO, or none if it is not installed or this CPU cannot run that."""
-        try:
-            return [session(path, self.spec, "openvino", precision=precision)]
-        except (BackendMissingError, DeviceError):
-            return []
-
-    def try_bf16(self, report: ParityReport, path: Path, precision: PrecisionName) -> None:
-        """Add a check of the file run with the bf16 hint, on all images, if it passes.
-
-        OpenVINO computes in bf16 what the file has in float32, and the runtime lets it if this
-        check has passed. OpenVINO's own default on such a CPU is the same hint, unchecked.
-        """
-        for runner in self.openvino(path, "bf16"):
-            other = compare(runner, self.reference, self.spec, TOLERANCES[precision], brief=True)
-            self.say(f"{path.name}, bf16 hint: {other.summary()}")
-            if other.passed:
-                report.also.append(other)
-            else:
-                failed = "; ".join(other.failures)
-                self.say(f"{path.name}: not validated with the bf16 hint: {failed}")
-
-    def report(self, name: str, report: ParityReport) -> None:
-        """Say how a file did."""
-        verdict = "passed" if report.passed else "FAILED"
-        self.say(f"{name}: parity {verdict}: {report.summary()}")
-
     def add(
-        self,
-        path: Path,
-        precision: PrecisionName,
-        report: ParityReport | None,
-        **facts: Any,
+        self, path: Path, precision: PrecisionName, report: ParityReport | None, **facts: Any
     ) -> None:
         """List a staged file in the bundle."""
-        data: Mapping[str, Any] | None = None if report is None else report.to_dict()
+        data = None if report is None else report.to_dict()
         entry = describe_file(path, precision=precision, parity_report=data, **facts)
         self.bundle = self.bundle.with_file(path.name, entry)
 
-    def set_golden(self, golden: Golden) -> None:
-        self.bundle = replace(self.bundle, golden=golden)
-
-    def failure(self, name: str, report: ParityReport, precision: PrecisionName, model: Any) -> str:
-        """The error text of a file that failed: what broke, on which images, in which layers."""
+    def describe_failure(
+        self, name: str, report: ParityReport, precision: PrecisionName, model: Any
+    ) -> str:
+        """Return an error text: what differs, on which images, in which layers."""
         worst = self.reference.images.names.index(report.worst_images[0].partition(": ")[0])
         pixels = self.reference.images.pixels[worst : worst + 1]
         return (

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from factories.tiny_hybrid import enliven
-from hybrid_export.artifacts.tensorrt import why_no_tensorrt
 from hybrid_export.cli import main
 from hybrid_export.network.saliency_reference import heatmaps
-from hybrid_export.runners import pytorch, session
+from hybrid_export.sessions import PyTorchSession, open_file
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import Head, ModelSpec, Preprocess
+from hybrid_rt.tensorrt.builder.build_engine import why_no_engine
 from hybrid_train.model.checkpoint import save_checkpoint
 from hybrid_train.model.hybrid import HybridClassifier, describe_branches
 
@@ -48,7 +48,7 @@ def full(tmp_path_factory):
         coarse = rng.integers(0, 256, (4 + i, 5, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((300, 260)).save(folder / "images" / f"{i}.png")
     plans = ["--no-tensorrt"]
-    if why_no_tensorrt("tensorrt_rtx", ahead_of_time=True) is None:
+    if why_no_engine("tensorrt_rtx", ahead_of_time=True) is None:
         plans = ["--tensorrt-rtx", "SM89"]
     arguments = [str(folder / "best.safetensors"), "--output", str(folder / "out"), "--explain"]
     assert main([*arguments, "--verify", str(folder / "images"), "--fp16", *plans]) == 0
@@ -65,8 +65,8 @@ def images() -> np.ndarray:
 def test_fp32_equals_pytorch(full):
     output, model, _ = full
     spec = Bundle.load(output).spec
-    expected = pytorch(model, spec).run(images())
-    got = session(output / "model.onnx", spec).run(images())
+    expected = PyTorchSession(model, spec).run(images())
+    got = open_file(output / "model.onnx", spec).run(images())
     gap = float(np.abs(got["logits"] - expected["logits"]).max())
     assert gap <= 1e-4, gap
     assert (got["logits"].argmax(1) == expected["logits"].argmax(1)).all()
@@ -76,7 +76,7 @@ def test_fp32_equals_pytorch(full):
 def test_heatmaps_equal_autograd(full, backend):
     output, model, _ = full
     expected = heatmaps(model, images())
-    got = session(output / "model.onnx", Bundle.load(output).spec, backend).run(images())
+    got = open_file(output / "model.onnx", Bundle.load(output).spec, backend).run(images())
     for name, values in expected.items():
         gap = float(np.abs(got[name] - values).max() / values.max())
         assert gap <= 1e-4, f"{name}: {gap}"

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from factories.tiny_hybrid import make_model
 from hybrid_export import pipeline
-from hybrid_export.artifacts import onnx_fp32
+from hybrid_export.artifacts import write_onnx
 from hybrid_export.bundle import staging
 from hybrid_export.cli import main
 from hybrid_export.onnx_graph.io import load
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, images, tmp
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(onnx_fp32, "save", full)
+    monkeypatch.setattr(write_onnx, "save", full)
     code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
     assert code == 1
     error = capsys.readouterr().err
@@ -333,4 +333,4 @@ def test_model_onnx_is_validated_with_the_bf16_hint(exported, monkeypatch):
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")  # the fastest by name
     with HybridEngine(exported / "model.onnx") as engine:
         assert "CPU bf16" in engine.info["detail"]
-        assert engine.selftest().limit == check["tolerances"]["logits_max_abs"]
+        assert engine.selftest().tolerance == check["tolerances"]["logits_max_abs"]

@@ -47,12 +47,12 @@ def compare_plan(folder, model):
     from hybrid_export.parity.compare import Reference, compare
     from hybrid_export.parity.dataset import load_verification
     from hybrid_export.parity.tolerances import TOLERANCES
-    from hybrid_export.runners import Runner, pytorch
+    from hybrid_export.sessions import PyTorchSession
 
     spec, session = open_plan(folder)
     images = load_verification(str(folder.parent / "images"), spec, limit=24)
-    reference = Reference.of(pytorch(model, spec), images)
-    report = compare(Runner(session.run, session.detail), reference, spec, TOLERANCES["fp16"])
+    reference = Reference.of(PyTorchSession(model, spec), images)
+    report = compare(session, reference, spec, TOLERANCES["fp16"])
     session.close()
     print(f"\n{session.detail}: {report.summary()}")
     return report

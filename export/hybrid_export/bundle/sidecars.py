@@ -6,24 +6,24 @@ from pathlib import Path
 
 from hybrid_export.model_card.card import CARD_MARK, CARD_NAME, model_card
 from hybrid_export.model_card.run_record import read_record
-from hybrid_export.state import Say
+from hybrid_export.state import Log
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY, OodDetector, OodEntry
 from hybrid_train.model.checkpoint import checkpoint_file
 
 
-def stage_detector(source: Path, spec: ModelSpec, staged: Path, say: Say) -> ModelSpec:
-    """Copy the detector's file; the spec without it if it is not beside the checkpoint.
+def stage_detector(source: Path, spec: ModelSpec, staged: Path, log: Log) -> ModelSpec:
+    """Copy the detector's file; return the spec, without it if it is not beside the checkpoint.
 
-    Raises DigestError or ModelFileError where it is another run's or damaged.
+    Raises DigestError or ModelFileError if it is another run's or damaged.
     """
     entry = OodEntry.of(spec)
     if entry is None:
         return spec
     folder = checkpoint_file(source).parent
     if OodDetector.load(folder, spec) is None:
-        say(
+        log(
             f"warning: {entry.file} is not beside {checkpoint_file(source)}, so the exported "
             "model has no out-of-distribution detector; copy it there from the run folder"
         )
@@ -33,13 +33,13 @@ def stage_detector(source: Path, spec: ModelSpec, staged: Path, say: Say) -> Mod
     return spec
 
 
-def write_card(bundle: Bundle, source: Path, staged: Path, output: Path, say: Say) -> None:
+def write_card(bundle: Bundle, source: Path, staged: Path, output: Path, log: Log) -> None:
     """Stage the model card; a file of that name that was not made here is left alone."""
     there = output / CARD_NAME
     if there.exists() and not there.read_text(encoding="utf-8", errors="replace").startswith(
         CARD_MARK
     ):
-        say(f"warning: {there} was not written by hybrid-export and is kept; no model card written")
+        log(f"warning: {there} was not written by hybrid-export and is kept; no model card written")
         return
     folder = source if source.is_dir() else source.parent
     text = model_card(bundle, read_record(folder, bundle.spec), name=folder.resolve().name)
@@ -47,7 +47,7 @@ def write_card(bundle: Bundle, source: Path, staged: Path, output: Path, say: Sa
 
 
 def sidecars(bundle: Bundle, staged: Path) -> list[str]:
-    """Names of the staged files that are not models."""
+    """Return the names of the staged files that are not models."""
     entry = OodEntry.of(bundle.spec)
     names = [CARD_NAME, *([entry.file] if entry else [])]
     return [name for name in names if (staged / name).is_file()]

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.spec import ModelSpec
-from hybrid_train.data.samples import SUBGROUP_COLUMNS
+from hybrid_train.data.samples import SUBGROUP_COLUMNS, subgroup_of
 from hybrid_train.evaluation.bootstrap import auroc_interval, share_interval
 from hybrid_train.evaluation.metrics import auroc, averaged_classes
 from hybrid_train.posthoc.operating_point import at_threshold
-from hybrid_train.report.collect import band
 
 _DRAWS = 1000
 
@@ -83,6 +82,6 @@ def _key(column: str, text: str) -> str:
     if column != "age":
         return text
     try:
-        return band(column, float(text))
+        return subgroup_of(column, float(text))
     except ValueError:
         return text

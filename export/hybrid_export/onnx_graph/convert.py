@@ -17,12 +17,9 @@ import torch
 
 from hybrid_export.network.deployment import INPUT_NAME, DeploymentGraph
 from hybrid_export.onnx_graph.cleanup import TRACED_OPSET, tidy
-from hybrid_rt.errors import ExportError, UsageError
+from hybrid_export.onnx_graph.opset import DEFAULT_OPSET, check_opset
+from hybrid_rt.errors import ExportError
 from hybrid_rt.spec import ModelSpec
-
-#: LayerNormalization is one operator from opset 17, which every TensorRT from 8.6 on reads; 8.6
-#: reads none above.
-MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 17, 23, 17
 
 _TRACE_BATCH = 2
 #: A protobuf message ends at 2 GiB; what is not weights is a few hundred kilobytes.
@@ -30,9 +27,9 @@ _MAX_BYTES = (2 << 30) - (4 << 20)
 
 
 def to_onnx(graph: DeploymentGraph, spec: ModelSpec, *, opset: int = DEFAULT_OPSET) -> Any:
-    """The graph as an ``onnx.ModelProto`` in fp32 with a dynamic batch and the spec inside.
+    """Return the graph as an ``onnx.ModelProto``: fp32, a dynamic batch, the spec inside.
 
-    Raises UsageError for an opset out of range, ExportError where the weights do not fit into one
+    Raises UsageError for an opset out of range, ExportError if the weights do not fit into one
     ONNX file or the exporter fails.
     """
     check_opset(opset)
@@ -59,21 +56,11 @@ def to_onnx(graph: DeploymentGraph, spec: ModelSpec, *, opset: int = DEFAULT_OPS
             f"{first}; try another backbone or PyTorch version"
         ) from err
     assert program is not None
-    model = program.model_proto
-    return tidy(model, spec, opset)
-
-
-def check_opset(opset: int) -> None:
-    """UsageError where the opset is out of range."""
-    if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise UsageError(
-            f"opset is {opset}; expected {MIN_OPSET} to {MAX_OPSET}: below, LayerNormalization is "
-            f"not one operator; leave --opset out for {DEFAULT_OPSET}"
-        )
+    return tidy(program.model_proto, spec, opset)
 
 
 def check_size(graph: torch.nn.Module) -> None:
-    """ExportError where the fp32 weights do not fit into one ONNX file."""
+    """Raise ExportError if the fp32 weights do not fit into one ONNX file."""
     tensors = [*graph.parameters(), *graph.buffers()]
     size = sum(t.numel() * t.element_size() for t in tensors)
     if size > _MAX_BYTES:
@@ -85,7 +72,7 @@ def check_size(graph: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter warns of its own deprecations and logs its steps."""
+    """Silence torch's exporter, which warns of its own deprecations and logs its steps."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
     for log in loggers:

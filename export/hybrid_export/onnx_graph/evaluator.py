@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from hybrid_export.onnx_graph.operators import OPERATORS, Operator
-from hybrid_export.runners import Outputs, Runner
+from hybrid_rt.backends.base import Outputs
 from hybrid_rt.errors import ExportError
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
@@ -46,24 +46,29 @@ class _Step:
     dead: tuple[str, ...]  # values that nobody needs after this step
 
 
-class Interpreter:
-    """An ONNX model ready to run. Weights are widened once; nothing else is kept between runs.
+class RoundingEvaluator:
+    """An ONNX model as a Session. Weights are widened once; nothing else is kept between runs.
 
-    Raises ExportError where an operator mixes floating-point types, which a strongly typed
-    TensorRT network would refuse.
+    Raises ExportError if an operator mixes floating-point types, which a strongly typed TensorRT
+    network would refuse.
     """
 
+    backend = "evaluator"
+    device = "cpu"
+    detail = (
+        f"operator by operator on PyTorch {torch.__version__} CPU: products summed in fp32, every "
+        "result rounded to its type in the graph"
+    )
+
     def __init__(self, model: Any) -> None:
-        self.outputs = [output.name for output in model.graph.output]
+        self.output_names = tuple(output.name for output in model.graph.output)
         self.input = model.graph.input[0].name
         self.opset = model.opset_import[0].version
         self.constants = {t.name: _constant(t) for t in model.graph.initializer}
         self._steps = _steps(model, self.constants)
 
-    def run(
-        self, images: NDArray[np.uint8], observe: Observer | None = None
-    ) -> dict[str, NDArray[Any]]:
-        """Outputs by name for uint8 ``[batch, height, width, 3]``."""
+    def run(self, images: NDArray[np.uint8], observe: Observer | None = None) -> Outputs:
+        """See Session.run; ``observe`` gets every intermediate value."""
         pixels = torch.from_numpy(np.ascontiguousarray(images))
         values = {**self.constants, self.input: Value(pixels, TensorProto.UINT8)}
         with torch.inference_mode():
@@ -76,19 +81,10 @@ class Interpreter:
                             observe(name, value.tensor)
                 for name in step.dead:
                     del values[name]
-        return {name: values[name].tensor.numpy() for name in self.outputs}
+        return {name: values[name].tensor.numpy() for name in self.output_names}
 
-    def runner(self, name: str) -> Runner:
-        """For the parity report; ``name`` is the file's."""
-
-        def run(images: NDArray[np.uint8]) -> Outputs:
-            return self.run(images)
-
-        detail = (
-            f"{name} operator by operator on PyTorch {torch.__version__} CPU: products summed in "
-            "fp32, every result rounded to its type in the graph"
-        )
-        return Runner(run, detail)
+    def close(self) -> None:
+        """See Session.close."""
 
     def _call(self, step: _Step, values: dict[str, Value]) -> list[Value]:
         node = step.node

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper
 
@@ -42,11 +40,3 @@ def set_metadata(model: Any, values: Mapping[str, str]) -> None:
 
 def _first_line(err: Exception) -> str:
     return (str(err).strip() or type(err).__name__).splitlines()[0]
-
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of all initializers."""
-    return sum(
-        math.prod(t.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(t.data_type)).itemsize
-        for t in model.graph.initializer
-    )

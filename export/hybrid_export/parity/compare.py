@@ -26,7 +26,8 @@ from hybrid_export.parity.metrics import (
     top1_flips,
 )
 from hybrid_export.parity.tolerances import Tolerances
-from hybrid_export.runners import BATCH, Outputs, Runner
+from hybrid_export.sessions import describe, is_runtime, run_batches
+from hybrid_rt.backends.base import Outputs, Session
 from hybrid_rt.spec import ModelSpec
 
 #: Images whose batch invariance is checked; each is run in six batches.
@@ -49,8 +50,10 @@ class Reference:
     detail: str
 
     @classmethod
-    def of(cls, runner: Runner, images: VerificationSet) -> Reference:
-        return cls(images=images, outputs=runner.all(images.pixels), detail=runner.detail)
+    def of(cls, session: Session, images: VerificationSet) -> Reference:
+        """Run the network over the images."""
+        outputs = run_batches(session, images.pixels)
+        return cls(images=images, outputs=outputs, detail=describe(session))
 
     def first(self, count: int) -> Reference:
         """The same for the first so many images, as even over the classes as the set is."""
@@ -94,8 +97,13 @@ class ParityReport:
         """Whether every value is within its tolerance, here and on every other library."""
         return not self.failures and all(other.passed for other in self.also)
 
+    @property
+    def verdict(self) -> str:
+        """ "passed" or "FAILED", for the log."""
+        return "passed" if self.passed else "FAILED"
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, for the bundle; a number that is not finite becomes null."""
+        """Return JSON values, for the bundle; a number that is not finite becomes null."""
         data = {"passed": self.passed, **_finite(asdict(self))}
         data["also"] = [other.to_dict() for other in self.also]
         return data
@@ -130,33 +138,35 @@ def _finite(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    runner: Runner,
+    session: Session,
     reference: Reference,
     spec: ModelSpec,
     tolerances: Tolerances,
     *,
     brief: bool = False,
+    precision_hint: str | None = None,
 ) -> ParityReport:
     """Compare a file's outputs with the reference, within the tolerances of its precision.
 
     ``brief`` checks batch invariance by running each image alone only: for a second library.
+    ``precision_hint`` is what the session was opened with, for the report.
     """
     expected, images = reference.outputs, reference.images
-    got = runner.all(images.pixels, BATCH)
+    got = run_batches(session, images.pixels)
     errors = np.abs(got["logits"] - expected["logits"]).max(axis=1)  # [n]
     errors = np.where(np.isfinite(errors), errors, np.inf)
     flips = top1_flips(got["logits"], expected["logits"], tolerances.tie_margin)
     changed = changed_decisions(got, expected, spec, tolerances.tie_margin)
     labels = np.array([-1 if label is None else label for label in images.labels])
-    moved, moved_flips, probabilities_wrong = _invariance(runner, images.pixels, got, brief)
+    moved, moved_flips, probabilities_wrong = _invariance(session, images.pixels, got, brief)
     scale = logit_scale(expected["logits"])
     heat = heatmap_correlation(got, expected, _SILENT * tolerances.logits_max_abs * scale)
     report = ParityReport(
         reference=reference.detail,
-        measured_with=runner.detail,
-        backend=runner.backend,
-        device=runner.device,
-        precision_hint=runner.precision_hint,
+        measured_with=describe(session),
+        backend=session.backend if is_runtime(session) else None,
+        device=session.device if is_runtime(session) else None,
+        precision_hint=precision_hint,
         images=len(images),
         origin=images.origin,
         tolerances=tolerances.to_dict(scale),
@@ -190,14 +200,14 @@ def compare(
 
 
 def _invariance(
-    runner: Runner, pixels: NDArray[np.uint8], in_order: Outputs, brief: bool
+    session: Session, pixels: NDArray[np.uint8], in_order: Outputs, brief: bool
 ) -> tuple[float, int, float]:
     """Largest change of a logit, flips, and largest change of another output, over placements."""
     chosen = pixels[:_INVARIANCE_IMAGES]
     n = len(chosen)
-    alone = runner.all(chosen, 1)
+    alone = run_batches(session, chosen, 1)
     placements = [(np.arange(n), {k: v[:n] for k, v in in_order.items()})]
-    placements += [] if brief else _placements(runner, chosen)
+    placements += [] if brief else _placements(session, chosen)
     logits, other, flips = 0.0, 0.0, 0
     for rows, outputs in placements:
         for name, values in outputs.items():
@@ -213,21 +223,21 @@ def _invariance(
 
 
 def _placements(
-    runner: Runner, images: NDArray[np.uint8]
+    session: Session, images: NDArray[np.uint8]
 ) -> list[tuple[NDArray[np.int64], Outputs]]:
     """Rows of ``images`` and their outputs in batches of 2 and 3, shuffled, beside strangers."""
     n = len(images)
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(n)
-    placements = [(shuffled, runner.all(images[shuffled], n))]
+    placements = [(shuffled, run_batches(session, images[shuffled], n))]
     for size in (2, 3):
         rows = np.arange(n)[::-1][: size * max(1, min(n // size, 2))]
-        placements.append((rows, runner.all(images[rows], size)))
+        placements.append((rows, run_batches(session, images[rows], size)))
     noise = rng.integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
     extremes = np.stack([np.zeros_like(images[0]), np.full_like(images[0], 255)])
     rows = np.arange(min(2, n))
     crowd = np.concatenate([noise[:1], images[:1], extremes, images[1:2], noise[1:]])
-    outputs = runner.run(crowd)
+    outputs = session.run(crowd)
     places = [1, 4][: len(rows)]
     placements.append((rows, {name: values[places] for name, values in outputs.items()}))
     return placements

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.evaluator import RoundingEvaluator
 from hybrid_export.parity.tolerances import PrecisionName
 from hybrid_export.precision.half import in_module
 
@@ -47,7 +47,7 @@ def compare_layers(graph: nn.Module, model: Any, images: NDArray[np.uint8]) -> l
         error = float((value - want).norm() / want.norm().clamp_min(1e-12))
         gaps[module] = LayerGap(module, error if np.isfinite(error) else float("inf"))
 
-    Interpreter(model).run(images, observe)
+    RoundingEvaluator(model).run(images, observe)
     return list(gaps.values())
 
 

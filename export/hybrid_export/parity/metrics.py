@@ -7,8 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_export.runners import Outputs
+from hybrid_rt.backends.base import Outputs
 from hybrid_rt.spec import ModelSpec
+from hybrid_train.evaluation.metrics import auroc as trained_auroc
+from hybrid_train.evaluation.reliability import softmax
 
 
 def logit_scale(logits: NDArray[np.float32]) -> float:
@@ -19,20 +21,16 @@ def logit_scale(logits: NDArray[np.float32]) -> float:
 def auroc(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], spec: ModelSpec
 ) -> float | None:
-    """Area under the ROC curve; macro average of one against the rest with three classes or more.
+    """Return hybrid_train's AUROC of the images whose label is known (not -1).
 
-    Labels of -1 are unknown. None where no class has both positives and negatives.
+    None if no class has both positives and negatives; NaN if a probability is not finite.
     """
     known = labels >= 0
     if not np.isfinite(probabilities[known]).all():
-        return float("nan") if known.any() else None
-    classes = range(len(spec.classes))
-    if len(spec.classes) == 2:
-        point = spec.operating_point
-        classes = [spec.classes.index(point.positive) if point else 1]  # type: ignore[assignment]
-    areas = [_area(probabilities[known, c], labels[known] == c) for c in classes]
-    defined = [area for area in areas if area is not None]
-    return float(np.mean(defined)) if defined else None
+        return float("nan")
+    point = spec.operating_point
+    positive = spec.classes.index(point.positive) if point else 1
+    return trained_auroc(probabilities[known], labels[known], positive)
 
 
 def one_pair(labels: NDArray[np.int64]) -> float:
@@ -45,15 +43,6 @@ def one_pair(labels: NDArray[np.int64]) -> float:
     if len(counts) < 2:
         return 0.0
     return float(1 / min(int(c) * int(counts.sum() - c) for c in counts))
-
-
-def _area(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float | None:
-    """Mann-Whitney: how often a positive scores above a negative, ties counting half."""
-    above, below = scores[positive], scores[~positive]
-    if len(above) == 0 or len(below) == 0:
-        return None
-    difference = above[:, None] - below[None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
 def top1_flips(
@@ -125,7 +114,5 @@ def _correlation(got: NDArray[np.float32], expected: NDArray[np.float32]) -> flo
 
 def probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
     """How far the probabilities are from the softmax of the file's own logits."""
-    scaled = outputs["logits"].astype(np.float64) / spec.temperature
-    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    expected = scaled / scaled.sum(axis=1, keepdims=True)
+    expected = softmax(outputs["logits"].astype(np.float64) / spec.temperature)
     return float(np.abs(outputs["probabilities"] - expected).max())

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.evaluator import RoundingEvaluator
 
 _BINS = 2048
 _CANDIDATES = 100  # clipping points tried, evenly from a hundredth of the largest value to it
@@ -25,37 +25,29 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Ranges:
-    """What was seen of each value: histograms of magnitudes, and largest magnitudes a channel.
+    """Histograms of the magnitudes of each value.
 
-    ``histograms[name]`` has ``_BINS`` counts from 0 to ``largest[name]``; ``channels[name]`` is
-    over the last axis.
+    ``histograms[name]`` has ``_BINS`` counts from 0 to ``largest[name]``.
     """
 
     histograms: dict[str, NDArray[np.float64]]
     largest: dict[str, float]
-    channels: dict[str, NDArray[np.float32]]
 
     def scale(self, name: str) -> float:
         """The step of a symmetric int8 value: the largest kept magnitude over 127."""
         return best_clip(self.histograms[name], self.largest[name]) / 127
 
 
-def measure_ranges(
-    model: Any, names: Collection[str], images: NDArray[np.uint8], per_channel: Collection[str] = ()
-) -> Ranges:
+def measure_ranges(model: Any, names: Collection[str], images: NDArray[np.uint8]) -> Ranges:
     """Run the fp32 model twice over the images: for the largest magnitudes, then histograms."""
-    names, wanted = set(names), set(per_channel)
-    interpreter = Interpreter(model)
+    names = set(names)
+    evaluator = RoundingEvaluator(model)
     largest = dict.fromkeys(names, 0.0)
-    channels: dict[str, NDArray[np.float32]] = {}
     histograms = {name: np.zeros(_BINS) for name in names}
 
     def find_largest(name: str, value: Tensor) -> None:
         if name in names:
             largest[name] = max(largest[name], float(value.abs().max()))
-        if name in wanted:
-            seen = value.abs().flatten(0, -2).amax(0).numpy()
-            channels[name] = np.maximum(channels.get(name, seen), seen)
 
     def count(name: str, value: Tensor) -> None:
         if name in names and largest[name] > 0:
@@ -63,8 +55,8 @@ def measure_ranges(
 
     for observe in (find_largest, count):
         for start in range(0, len(images), _BATCH):
-            interpreter.run(images[start : start + _BATCH], observe)
-    return Ranges(histograms, largest, channels)
+            evaluator.run(images[start : start + _BATCH], observe)
+    return Ranges(histograms, largest)
 
 
 def best_clip(histogram: NDArray[np.float64], largest: float, levels: int = 127) -> float:

@@ -14,14 +14,14 @@ import pytest
 from onnx import numpy_helper
 
 from factories.tiny_hybrid import write_images
-from hybrid_export import pipeline, state
-from hybrid_export.artifacts import onnx_int8
+from hybrid_export import pipeline
+from hybrid_export.artifacts import write_onnx
 from hybrid_export.cli import main
-from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.evaluator import RoundingEvaluator
 from hybrid_export.onnx_graph.io import load
 from hybrid_export.parity.tolerances import TOLERANCES
 from hybrid_export.precision.activation_ranges import measure_ranges
-from hybrid_export.precision.fallback import nodes_of
+from hybrid_export.precision.fallback import int8_attempts, nodes_of, quantizable, sensitivity
 from hybrid_export.precision.quantize import layers, quantize
 from hybrid_rt import HybridEngine
 from hybrid_rt.bundle.manifest import Bundle
@@ -140,14 +140,14 @@ def test_bf16_that_fails_costs_the_file_nothing(
 ):
     need_bf16()
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")
-    genuine = state.compare
+    genuine = write_onnx.compare
 
-    def strict(runner, reference, spec, tolerances, **options):
-        if "bf16" in runner.detail:
+    def strict(session, reference, spec, tolerances, **options):
+        if "bf16" in session.detail:
             tolerances = replace(tolerances, logits_max_abs=1e-7)
-        return genuine(runner, reference, spec, tolerances, **options)
+        return genuine(session, reference, spec, tolerances, **options)
 
-    monkeypatch.setattr(state, "compare", strict)
+    monkeypatch.setattr(write_onnx, "compare", strict)
     assert export(checkpoint, images, tmp_path) == 0
     assert "model.int8.onnx: not validated with the bf16 hint: logits" in capsys.readouterr().out
     assert Bundle.load(tmp_path).files["model.int8.onnx"].validated
@@ -156,42 +156,49 @@ def test_bf16_that_fails_costs_the_file_nothing(
         assert "CPU f32," in engine.info["detail"]
 
 
+def lower_with(model, ranges):
+    """The function that quantizes all but the nodes that are kept."""
+    names = {node.name for node in model.graph.node}
+    return lambda kept: quantize(model, ranges, names.difference(kept))
+
+
 def test_attempts_leave_out_the_worst_modules_first(calibrated):
     model, ranges, pixels = calibrated
-    attempts = list(onnx_int8.attempts(model, ranges, pixels))
+    lower = lower_with(model, ranges)
+    attempts = list(int8_attempts(model, lower, pixels))
     assert len(attempts) >= 3
     sizes = [len(attempt.nodes) for attempt in attempts]
-    assert sizes == sorted(sizes, reverse=True)
-    ranked = [
-        u for u, _ in onnx_int8.sensitivity(model, ranges, onnx_int8.candidates(model), pixels)
-    ]
+    assert sizes == sorted(sizes)
+    ranked = [name for name, _ in sensitivity(model, lower, pixels, attempts[0].nodes)]
     left_out = attempts[1].kept[len(attempts[0].kept) :]
     assert left_out == (ranked[0],)
-    assert not attempts[1].nodes & nodes_of(model, ranked[0])
+    assert nodes_of(model, ranked[0]) <= attempts[1].nodes
+    assert quantizable(model).isdisjoint(attempts[0].nodes)
 
 
 def test_a_module_with_an_outlier_is_found_sensitive(calibrated):
     """One activation a thousand times the others makes their steps coarse."""
     model, ranges, pixels = calibrated
-    chosen = onnx_int8.candidates(model)
+    chosen = quantizable(model)
+    kept = {node.name for node in model.graph.node} - chosen
     victim = next(layer for layer in layers(model) if layer.node.name in chosen)
     name = victim.activation
     spoiled = replace(ranges, largest={**ranges.largest, name: 1e3 * ranges.largest[name]})
-    worst, moved = onnx_int8.sensitivity(model, spoiled, chosen, pixels)[0]
+    worst, moved = sensitivity(model, lower_with(model, spoiled), pixels, kept)[0]
     assert victim.node.name in nodes_of(model, worst)
-    assert moved > 2 * dict(onnx_int8.sensitivity(model, ranges, chosen, pixels))[worst]
+    assert moved > 2 * dict(sensitivity(model, lower_with(model, ranges), pixels, kept))[worst]
 
 
 def test_quantizing_nothing_changes_nothing(calibrated):
     model, ranges, pixels = calibrated
-    same = Interpreter(quantize(model, ranges, set())).run(pixels)["logits"]
-    np.testing.assert_array_equal(same, Interpreter(model).run(pixels)["logits"])
+    same = RoundingEvaluator(quantize(model, ranges, set())).run(pixels)["logits"]
+    np.testing.assert_array_equal(same, RoundingEvaluator(model).run(pixels)["logits"])
 
 
 def test_nothing_is_written_where_no_attempt_passes(
     traced, monkeypatch, checkpoint, images, tmp_path, capsys
 ):
-    monkeypatch.setitem(state.TOLERANCES, "int8", replace(TOLERANCES["int8"], logits_max_abs=1e-9))
+    monkeypatch.setitem(TOLERANCES, "int8", replace(TOLERANCES["int8"], logits_max_abs=1e-9))
     assert export(checkpoint, images, tmp_path) == 1
     captured = capsys.readouterr()
     line = f"INT8 on 12 images of {images}; it is validated on 12 of them too"

@@ -10,14 +10,14 @@ import pytest
 
 from factories.typed_onnx import write_typed_onnx
 from fakes.cuda import FakeCuda
-from hybrid_export.artifacts.tensorrt import build_engine, why_no_engine, why_no_tensorrt
+from hybrid_export.artifacts.tensorrt import why_no_engine
 from hybrid_export.onnx_graph.dtype_report import check_dtype_report, graph_dtype_report
 from hybrid_export.options import ExportOptions
 from hybrid_rt.cuda import CudaDevice
 from hybrid_rt.errors import (
+    BackendError,
     BackendMissingError,
     DeviceError,
-    ExportError,
     ModelFileError,
     UsageError,
 )
@@ -37,7 +37,7 @@ needs_rtx = pytest.mark.skipif(
 def test_an_fp16_plan_ahead_of_time(tmp_path, targets):
     onnx = write_typed_onnx(tmp_path / "model.fp16.onnx")
     seen = []
-    built = build_engine(
+    built = builder.build_engine(
         onnx,
         tmp_path / "model.plan",
         compute_capabilities=targets,
@@ -70,7 +70,7 @@ def test_an_fp16_plan_ahead_of_time(tmp_path, targets):
 @pytest.mark.parametrize(("dtype", "precision"), [(np.float16, "fp16"), (np.float32, "fp32")])
 def test_the_dtype_report_of_the_plan_is_that_of_the_graph(tmp_path, dtype, precision):
     onnx = write_typed_onnx(tmp_path / "model.onnx", dtype)
-    built = build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+    built = builder.build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
     assert built.dtype_report["measured_on"] == "tensorrt network"
     of_graph = graph_dtype_report(onnx)
     for key in ("weight_bytes", "weight_share", "layers"):
@@ -83,7 +83,7 @@ def test_the_hybrids_own_graph_builds_beside_torch(tiny_onnx, tmp_path):
     import torch
 
     assert torch.__version__
-    built = build_engine(tiny_onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+    built = builder.build_engine(tiny_onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
     assert built.path.stat().st_size > 10_000
     assert set(built.dtype_report["weight_share"]) == {"float32"}
     assert built.dtype_report["layers"]["convolution"]["float32"] > 5
@@ -130,7 +130,7 @@ def test_the_recorded_classes_are_those_installed():
 def test_a_refused_graph_names_the_node_and_leaves_nothing(tmp_path):
     onnx = write_typed_onnx(tmp_path / "model.onnx", unknown_operator=True)
     with pytest.raises(ModelFileError, match=r"parser refuses .*weird_one.*Weird"):
-        build_engine(onnx, tmp_path / "out" / "model.plan", compute_capabilities=["SM89"])
+        builder.build_engine(onnx, tmp_path / "out" / "model.plan", compute_capabilities=["SM89"])
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -139,7 +139,7 @@ def test_junk_is_refused(tmp_path):
     onnx = tmp_path / "model.onnx"
     onnx.write_bytes(b"\xff" * 1000)
     with pytest.raises(ModelFileError, match="parser refuses"):
-        build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
+        builder.build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM89"])
 
 
 @needs_rtx
@@ -152,7 +152,7 @@ def test_an_interrupted_build_ends_the_worker_and_leaves_the_old_plan(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(onnx, path, compute_capabilities=["SM89"], progress=interrupt)
+        builder.build_engine(onnx, path, compute_capabilities=["SM89"], progress=interrupt)
     assert path.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.plan"]
 
@@ -163,7 +163,7 @@ def test_a_gpu_that_tensorrt_rtx_does_not_know(tmp_path):
     with pytest.raises(
         UsageError, match=r"cannot build for compute capability 9\.0; expected one of"
     ):
-        build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM90"])
+        builder.build_engine(onnx, tmp_path / "model.plan", compute_capabilities=["SM90"])
 
 
 @pytest.mark.parametrize("died_at_once", [False, True])
@@ -183,8 +183,8 @@ def test_a_worker_that_dies_is_an_error_with_the_signal(tmp_path, monkeypatch, d
             return worker
 
         monkeypatch.setattr(builder.subprocess, "Popen", start_and_wait)
-    with pytest.raises(ExportError, match=r"ended with SIGSEGV.*terminating inside TensorRT"):
-        build_engine(
+    with pytest.raises(BackendError, match=r"ended with SIGSEGV.*terminating inside TensorRT"):
+        builder.build_engine(
             onnx,
             tmp_path / "model.plan",
             compute_capabilities=["SM89"],
@@ -213,33 +213,33 @@ def test_options_that_do_not_fit(tmp_path, monkeypatch, options, message):
     monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt", "tensorrt_rtx"))
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(UsageError, match=message):
-        build_engine(onnx, tmp_path / "model.plan", **options)
+        builder.build_engine(onnx, tmp_path / "model.plan", **options)
 
 
 def test_a_missing_graph(tmp_path):
     with pytest.raises(ModelFileError, match=r"gone\.onnx is not a file"):
-        build_engine(tmp_path / "gone.onnx", tmp_path / "model.plan")
+        builder.build_engine(tmp_path / "gone.onnx", tmp_path / "model.plan")
 
 
-def test_why_no_tensorrt(tmp_path, monkeypatch):
+def test_why_no_engine(tmp_path, monkeypatch):
     def no_library(name):
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
     monkeypatch.setattr(builder, "installed_libraries", lambda: ())
-    assert "pip install 'tensorrt-cu13<12'" in (why_no_tensorrt() or "")
-    assert "tensorrt-rtx-cu13-bindings" in (why_no_tensorrt(ahead_of_time=True) or "")
+    assert "pip install 'tensorrt-cu13<12'" in (builder.why_no_engine() or "")
+    assert "tensorrt-rtx-cu13-bindings" in (builder.why_no_engine(ahead_of_time=True) or "")
     onnx = write_typed_onnx(tmp_path / "model.onnx")
     with pytest.raises(BackendMissingError, match="TensorRT is not installed"):
-        build_engine(onnx, tmp_path / "model.plan")
+        builder.build_engine(onnx, tmp_path / "model.plan")
     monkeypatch.setattr(builder, "installed_libraries", lambda: ("tensorrt",))
-    reason = why_no_tensorrt()
+    reason = builder.why_no_engine()
     assert reason is not None
     assert "no NVIDIA driver here" in reason
     assert "--tensorrt-rtx SM89" in reason
     assert "\n" not in reason
     with pytest.raises(DeviceError, match="no NVIDIA driver here"):
-        build_engine(onnx, tmp_path / "model.plan")
+        builder.build_engine(onnx, tmp_path / "model.plan")
 
 
 def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
@@ -261,11 +261,11 @@ def fake_gpu(monkeypatch, compute_capability, known=("SM89", "SM120")):
 
 def test_tensorrt_rtx_on_a_gpu_that_it_does_not_know(monkeypatch):
     fake_gpu(monkeypatch, "9.0")
-    reason = why_no_tensorrt() or ""
+    reason = builder.why_no_engine() or ""
     assert reason.startswith("TensorRT-RTX 1.7.1 cannot build for cuda:0 (NVIDIA Fake, compute")
     assert "expected one of 8.9, 12.0: use TensorRT on this GPU, pip install 'tensorrt" in reason
     fake_gpu(monkeypatch, "12.0")
-    assert why_no_tensorrt() is None
+    assert builder.why_no_engine() is None
 
 
 def test_a_plan_for_this_machine_needs_a_cuda_library(monkeypatch):

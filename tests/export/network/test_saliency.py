@@ -14,11 +14,11 @@ from hybrid_export.network.saliency import gelu_gradient, layer_norm_gradient
 from hybrid_export.network.saliency_reference import heatmaps
 from hybrid_export.onnx_graph.convert import to_onnx
 from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
-from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.evaluator import RoundingEvaluator
 from hybrid_export.onnx_graph.io import save
 from hybrid_export.parity.metrics import heatmap_correlation
 from hybrid_export.precision.half import to_half
-from hybrid_export.runners import pytorch, session
+from hybrid_export.sessions import PyTorchSession, open_file
 from hybrid_rt.errors import ExportError
 
 NAMES = ("heatmap_vit", "heatmap_cnn")
@@ -42,7 +42,7 @@ def explained(tiny, tmp_path_factory):
 def test_equal_autograd(explained, backend):
     model, spec, _, _, path = explained
     expected = heatmaps(model, pixels())
-    got = session(path, spec, backend).run(pixels())
+    got = open_file(path, spec, backend).run(pixels())
     for name in NAMES:
         assert expected[name].max() > 0
         gap = float(np.abs(got[name] - expected[name]).max() / expected[name].max())
@@ -53,14 +53,14 @@ def test_equal_autograd(explained, backend):
 def test_equal_autograd_in_other_opsets(explained, tmp_path, opset):
     model, spec, graph, _, _ = explained
     path = save(to_onnx(graph, spec, opset=opset), tmp_path / "model.onnx")
-    expected, got = heatmaps(model, pixels()), session(path, spec).run(pixels())
+    expected, got = heatmaps(model, pixels()), open_file(path, spec).run(pixels())
     for name in NAMES:
         assert float(np.abs(got[name] - expected[name]).max() / expected[name].max()) < 1e-4
 
 
 def test_shapes_are_in_the_spec(explained):
     _, spec, _, _, path = explained
-    got = session(path, spec).run(pixels(2))
+    got = open_file(path, spec).run(pixels(2))
     shapes = {output.name: output.shape[1:] for output in spec.outputs}
     assert shapes["heatmap_vit"] == (3, 3)
     for name in NAMES:
@@ -69,8 +69,8 @@ def test_shapes_are_in_the_spec(explained):
 
 def test_the_outputs_are_the_same_without(explained, tiny, tiny_onnx):
     _, spec, _, _, path = explained
-    plain = session(tiny_onnx, tiny[1]).run(pixels())
-    got = session(path, spec).run(pixels())
+    plain = open_file(tiny_onnx, tiny[1]).run(pixels())
+    got = open_file(path, spec).run(pixels())
     for name, values in plain.items():
         assert float(np.abs(got[name] - values).max()) < 1e-5
 
@@ -78,9 +78,9 @@ def test_the_outputs_are_the_same_without(explained, tiny, tiny_onnx):
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("bf16", 0.95)])
 def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp_path):
     model, spec, _, onnx_model, _ = explained
-    expected = pytorch(model, spec).run(pixels(6))
+    expected = PyTorchSession(model, spec).run(pixels(6))
     typed = to_half(onnx_model, precision)
-    reached, smallest = heatmap_correlation(Interpreter(typed).run(pixels(6)), expected)
+    reached, smallest = heatmap_correlation(RoundingEvaluator(typed).run(pixels(6)), expected)
     assert reached >= smallest >= least, (reached, smallest)
     dtype_report = graph_dtype_report(save(typed, tmp_path / "typed.onnx"))
     share = dtype_report["weight_share"]["float16" if precision == "fp16" else "bfloat16"]

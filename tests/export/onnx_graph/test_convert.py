@@ -12,7 +12,7 @@ from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph import convert
 from hybrid_export.onnx_graph.convert import to_onnx
 from hybrid_export.onnx_graph.io import load, save
-from hybrid_export.runners import pytorch, session
+from hybrid_export.sessions import PyTorchSession, open_file, run_batches
 from hybrid_rt.errors import ExportError, UsageError
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
 
@@ -24,7 +24,7 @@ def pixels(count: int, size: int = 48) -> np.ndarray:
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
 def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
     x = pixels(batch)
-    expected, got = pytorch(*tiny).run(x), session(tiny_onnx, tiny[1]).run(x)
+    expected, got = PyTorchSession(*tiny).run(x), open_file(tiny_onnx, tiny[1]).run(x)
     assert list(got) == ["probabilities", "logits", "features"]
     for name in got:
         assert got[name].shape == (batch, expected[name].shape[1])
@@ -35,8 +35,8 @@ def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
 
 
 def test_rows_do_not_depend_on_their_batch(tiny, tiny_onnx):
-    runner, x = session(tiny_onnx, tiny[1]), pixels(8)
-    together, alone = runner.run(x), runner.all(x, 1)
+    session, x = open_file(tiny_onnx, tiny[1]), pixels(8)
+    together, alone = session.run(x), run_batches(session, x, 1)
     gap = float(np.abs(together["logits"] - alone["logits"]).max())
     assert gap <= 1e-5, gap
 
@@ -79,7 +79,9 @@ def test_other_opsets(tiny, tmp_path, opset):
     path = save(model, tmp_path / "model.onnx")
     x = pixels(3)
     gap = float(
-        np.abs(session(path, tiny[1]).run(x)["logits"] - pytorch(*tiny).run(x)["logits"]).max()
+        np.abs(
+            open_file(path, tiny[1]).run(x)["logits"] - PyTorchSession(*tiny).run(x)["logits"]
+        ).max()
     )
     assert gap <= 1e-4, gap
 

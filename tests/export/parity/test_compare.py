@@ -11,17 +11,28 @@ from hybrid_export.parity.compare import Reference, compare
 from hybrid_export.parity.dataset import load_verification
 from hybrid_export.parity.metrics import auroc, logit_scale, one_pair, top1_flips
 from hybrid_export.parity.tolerances import TOLERANCES
-from hybrid_export.runners import Runner, pytorch, session
+from hybrid_export.sessions import PyTorchSession, open_file
 
 
 @pytest.fixture(scope="module")
 def reference(tiny, images):
     model, spec = tiny
-    return Reference.of(pytorch(model, spec), load_verification(images, spec))
+    return Reference.of(PyTorchSession(model, spec), load_verification(images, spec))
+
+
+class Altered:
+    """A session whose ``run`` is another function."""
+
+    backend = "altered"
+    device = "cpu"
+    detail = "altered"
+
+    def __init__(self, run):
+        self.run = run
 
 
 def report_of(path, reference, tiny):
-    return compare(session(path, tiny[1]), reference, tiny[1], TOLERANCES["fp32"])
+    return compare(open_file(path, tiny[1]), reference, tiny[1], TOLERANCES["fp32"])
 
 
 def test_a_faithful_file_passes(tiny, tiny_onnx, reference):
@@ -61,7 +72,7 @@ def test_catches_a_dropped_normalization(tiny, tiny_onnx, reference, tmp_path):
 
 def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference):
     """Right for every image in the order measured; wrong beside other neighbours."""
-    honest = session(tiny_onnx, tiny[1])
+    honest = open_file(tiny_onnx, tiny[1])
     known = {image.tobytes() for image in reference.images.pixels}
 
     def leaky(images):
@@ -70,7 +81,7 @@ def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference
         outputs["logits"] = outputs["logits"] + 1e-3 * strangers.any()
         return outputs
 
-    report = compare(Runner(leaky, "leaky"), reference, tiny[1], TOLERANCES["fp32"])
+    report = compare(Altered(leaky), reference, tiny[1], TOLERANCES["fp32"])
     assert report.logits_max_abs <= 1e-4, "the images themselves are right"
     assert not report.passed
     assert any("depends on its batch" in text for text in report.failures)
@@ -78,7 +89,7 @@ def test_catches_a_row_that_depends_on_its_neighbours(tiny, tiny_onnx, reference
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_catches_a_batch_size_that_is_wrong(tiny, tiny_onnx, reference, batch):
-    honest = session(tiny_onnx, tiny[1])
+    honest = open_file(tiny_onnx, tiny[1])
 
     def wrong(images):
         outputs = dict(honest.run(images))
@@ -87,7 +98,7 @@ def test_catches_a_batch_size_that_is_wrong(tiny, tiny_onnx, reference, batch):
             outputs["logits"][-1] += 1e-3
         return outputs
 
-    report = compare(Runner(wrong, "wrong"), reference, tiny[1], TOLERANCES["fp32"])
+    report = compare(Altered(wrong), reference, tiny[1], TOLERANCES["fp32"])
     assert any("depends on its batch" in text for text in report.failures)
 
 
@@ -121,7 +132,7 @@ def test_catches_a_wrong_temperature(tiny, tiny_onnx, reference, tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_catches_numbers_that_are_not_finite(tiny, tiny_onnx, reference, value):
-    honest = session(tiny_onnx, tiny[1])
+    honest = open_file(tiny_onnx, tiny[1])
 
     def broken(images):
         outputs = {name: array.copy() for name, array in honest.run(images).items()}
@@ -129,7 +140,7 @@ def test_catches_numbers_that_are_not_finite(tiny, tiny_onnx, reference, value):
         return outputs
 
     with np.errstate(invalid="ignore"):
-        report = compare(Runner(broken, "broken"), reference, tiny[1], TOLERANCES["int8"])
+        report = compare(Altered(broken), reference, tiny[1], TOLERANCES["int8"])
     assert not report.passed
     assert report.to_dict()["logits_max_abs"] is None
 
@@ -139,13 +150,39 @@ def test_tolerances_grow_with_the_logits_and_not_below_ten():
     assert logit_scale(np.array([[3.0, -40.0]], np.float32)) == 4
 
 
-def test_auroc_counts_pairs(tiny):
+def mann_whitney(scores, positive):
+    """How often a positive scores above a negative, ties counting half; None without a pair."""
+    difference = scores[positive][:, None] - scores[~positive][None, :]
+    ranked = (difference > 0) + 0.5 * (difference == 0)
+    return float(ranked.mean()) if ranked.size else None
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 1, 1, -1], [1, 0, -1, 0, 1], [1, 1, 1, 1, 1], [-1] * 5, [0, 1, -1, -1, -1]]
+)
+def test_auroc_of_two_classes_counts_pairs(tiny, labels):
     spec = tiny[1].replace(classes=("no", "yes"), operating_point=None)
-    scores = np.array([0.1, 0.4, 0.35, 0.8, 0.5], np.float32)
-    probabilities = np.stack([1 - scores, scores], 1)
-    labels = np.array([0, 0, 1, 1, -1])
-    assert auroc(probabilities, labels, spec) == pytest.approx(0.75)
-    assert auroc(probabilities, np.full(5, -1), spec) is None
+    scores = np.array([0.1, 0.4, 0.35, 0.4, 0.5], np.float32)
+    known = np.array(labels) >= 0
+    expected = mann_whitney(scores[known], np.array(labels)[known] == 1)
+    got = auroc(np.stack([1 - scores, scores], 1), np.array(labels), spec)
+    assert got == (None if expected is None else pytest.approx(expected, abs=1e-12))
+
+
+def test_auroc_of_three_classes_is_the_mean(tiny):
+    """A class that is absent, or that every image has, is left out of the mean."""
+    spec = tiny[1].replace(classes=("a", "b", "c"), operating_point=None)
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 20).astype(np.float32)
+    labels = np.array([0, 1] * 10)
+    areas = [mann_whitney(probabilities[:, c], labels == c) for c in (0, 1)]
+    assert auroc(probabilities, labels, spec) == pytest.approx(np.mean(areas), abs=1e-12)
+
+
+def test_auroc_of_values_that_are_not_finite(tiny):
+    spec = tiny[1].replace(classes=("no", "yes"), operating_point=None)
+    probabilities = np.array([[0.5, 0.5], [np.nan, np.nan]], np.float32)
+    assert np.isnan(auroc(probabilities, np.array([0, 1]), spec))
+    assert auroc(probabilities, np.array([0, -1]), spec) is None, "of an unknown label only"
 
 
 def test_a_flip_counts_only_where_pytorch_was_clear():

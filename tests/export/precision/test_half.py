@@ -10,12 +10,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hybrid_export.network.deployment import DeploymentGraph
 from hybrid_export.onnx_graph.dtype_report import graph_dtype_report
-from hybrid_export.onnx_graph.evaluator import Interpreter
+from hybrid_export.onnx_graph.evaluator import RoundingEvaluator
 from hybrid_export.onnx_graph.io import load, save
 from hybrid_export.parity.layer_diff import compare_layers, describe_layers
-from hybrid_export.precision.fallback import attempts, nodes_of, out_of_range, sensitivity, units
+from hybrid_export.precision.fallback import (
+    half_attempts,
+    nodes_of,
+    out_of_range,
+    sensitivity,
+    units,
+)
 from hybrid_export.precision.half import SENSITIVE_OPERATORS, residual_additions, to_half
-from hybrid_export.runners import session
+from hybrid_export.sessions import open_file
 from hybrid_rt.errors import ExportError
 
 HALF = {
@@ -26,6 +32,10 @@ HALF = {
 
 def pixels(count: int = 3, size: int = 48) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def lower_to(model, precision):
+    return lambda kept: to_half(model, precision, kept)
 
 
 def small_graph(nodes, initializers, opset: int = 22):
@@ -79,7 +89,7 @@ def test_fp16_overflows_at_65504():
 
     def run(factor):
         model = small_graph(nodes, {"factor": np.float16(factor), "back": np.float16(2**-8)})
-        return Interpreter(model).run(np.full((1, 1, 1, 3), 255, np.uint8))["y"].ravel()
+        return RoundingEvaluator(model).run(np.full((1, 1, 1, 3), 255, np.uint8))["y"].ravel()
 
     assert (run(256) == 255).all()
     assert np.isinf(run(260)).all(), "65504 is the largest FP16 number"
@@ -97,7 +107,7 @@ def test_every_intermediate_is_rounded(precision):
         cast("difference", "y", TensorProto.FLOAT),
     ]
     x = np.array([1, 2, 3], np.uint8).reshape(1, 1, 1, 3)
-    got = Interpreter(small_graph(nodes, {"large": large})).run(x)["y"].ravel()
+    got = RoundingEvaluator(small_graph(nodes, {"large": large})).run(x)["y"].ravel()
     expected = (x.ravel().astype(dtype) + large).astype(dtype) - large
     assert got.tolist() == expected.astype(np.float32).tolist()
     assert got.tolist() != [1, 2, 3]
@@ -114,7 +124,7 @@ def test_products_are_summed_in_fp32():
     spread = np.zeros((3, 4096), np.float16)
     spread[0] = 1
     model = small_graph(nodes, {"spread": spread, "collect": np.ones((4096, 1), np.float16)})
-    assert (Interpreter(model).run(np.ones((1, 1, 1, 3), np.uint8))["y"] == 4096).all()
+    assert (RoundingEvaluator(model).run(np.ones((1, 1, 1, 3), np.uint8))["y"] == 4096).all()
 
 
 def test_mixed_types_are_refused():
@@ -124,12 +134,12 @@ def test_mixed_types_are_refused():
     ]
     model = small_graph(nodes, {"fp32": np.float32(1)})
     with pytest.raises(ExportError, match="/mixed mixes FLOAT, FLOAT16"):
-        Interpreter(model).run(np.zeros((1, 1, 1, 3), np.uint8))
+        RoundingEvaluator(model).run(np.zeros((1, 1, 1, 3), np.uint8))
 
 
-def test_in_fp32_the_interpreter_equals_onnx_runtime(tiny, tiny_onnx):
-    got = Interpreter(load(tiny_onnx)).run(pixels())
-    expected = session(tiny_onnx, tiny[1]).run(pixels())
+def test_evaluator_in_fp32_equals_onnx_runtime(tiny, tiny_onnx):
+    got = RoundingEvaluator(load(tiny_onnx)).run(pixels())
+    expected = open_file(tiny_onnx, tiny[1]).run(pixels())
     for name, values in expected.items():
         gap = float(np.abs(got[name] - values).max())
         assert gap < 2e-5, f"{name}: {gap}"
@@ -140,7 +150,7 @@ def test_an_operator_without_a_fast_form_runs_by_the_reference():
         cast("images", "x", TensorProto.FLOAT),
         helper.make_node("Softsign", ["x"], ["y"]),
     ]
-    got = Interpreter(small_graph(nodes, {})).run(np.full((2, 1, 1, 3), 3, np.uint8))["y"]
+    got = RoundingEvaluator(small_graph(nodes, {})).run(np.full((2, 1, 1, 3), 3, np.uint8))["y"]
     assert np.allclose(got, 0.75)
 
 
@@ -149,7 +159,7 @@ def test_kept_nodes_stay_in_fp32(tiny_onnx):
     everything = {node.name for node in model.graph.node}
     kept = to_half(model, "fp16", everything)
     assert TensorProto.FLOAT16 not in {t.data_type for t in kept.graph.initializer}
-    got, want = Interpreter(kept).run(pixels()), Interpreter(model).run(pixels())
+    got, want = RoundingEvaluator(kept).run(pixels()), RoundingEvaluator(model).run(pixels())
     assert (got["logits"] == want["logits"]).all()
 
 
@@ -163,10 +173,10 @@ def test_residual_additions_are_the_residuals(tiny_onnx):
 def test_keeping_more_errs_less(tiny_onnx):
     model = load(tiny_onnx)
     x = pixels(32)
-    expected = Interpreter(model).run(x)["logits"]
+    expected = RoundingEvaluator(model).run(x)["logits"]
     errors = []
-    for attempt in attempts(model, "bf16", x):
-        got = Interpreter(to_half(model, "bf16", attempt.nodes)).run(x)["logits"]
+    for attempt in half_attempts(model, "bf16", lower_to(model, "bf16"), x):
+        got = RoundingEvaluator(to_half(model, "bf16", attempt.nodes)).run(x)["logits"]
         errors.append(float(np.abs(got - expected).mean()))
     assert len(errors) == 6
     assert errors[-1] < errors[0], errors
@@ -178,7 +188,7 @@ def test_units_cover_the_network(tiny_onnx):
     assert found[:2] == ["vit.patch_embed", "vit.blocks.0"]
     assert "cnn.network.layer2" in found
     assert found[-1] == "head"
-    ranked = sensitivity(model, "fp16", pixels())
+    ranked = sensitivity(model, lower_to(model, "fp16"), pixels())
     assert [name for name, _ in ranked] != found
     assert all(np.diff([error for _, error in ranked]) <= 0)
     assert len(nodes_of(model, "vit.blocks.1")) > len(nodes_of(model, "vit.blocks.1.attn"))
