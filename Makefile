@@ -1,11 +1,13 @@
-# Everything below keeps to the checkout: a virtual environment in .venv, results in demo/.
+# All targets write to the checkout only: a virtual environment in .venv, results in demo/.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Packages that mypy checks.
+TYPED  := hybrid_rt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format bench bench-quick clean
+.PHONY: help demo test test-slow check types format bench bench-quick clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,20 +21,22 @@ $(STAMP): requirements/dev.txt requirements/no-deps.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## From nothing to predictions on real mammograms, in a few minutes on 2 CPU cores
+demo: $(STAMP)  ## Train, export and predict on real mammograms, in minutes on 2 CPU cores
 	$(BIN)/python -m hybrid_export.demo --output demo
 
-test: $(STAMP)  ## Run the test suite (tests marked gpu skip themselves where there is no GPU)
+test: $(STAMP)  ## Run the test suite (tests that need a GPU are skipped without one)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(STAMP)  ## Run the full-size and minutes-long tests too
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## Formatting, lint, strict types of the runtime, and the word list
+check: $(STAMP) types  ## Check formatting, lint, types and vocabulary
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy hybrid_rt
 	$(BIN)/python tests/tools/check_words.py
+
+types: $(STAMP)  ## Check the types of the strict packages
+	$(BIN)/mypy $(TYPED:%=-p %)
 
 format: $(STAMP)  ## Format the sources
 	$(BIN)/ruff format .
@@ -41,7 +45,7 @@ format: $(STAMP)  ## Format the sources
 bench: $(STAMP)  ## Compare with PyTorch, ONNX Runtime and OpenVINO on this machine
 	$(BIN)/python -m pytest benchmarks
 
-bench-quick: $(STAMP)  ## The same with small networks and three rounds: shows that every row runs
+bench-quick: $(STAMP)  ## Run every benchmark row with small networks and three rounds
 	$(BIN)/python -m pytest benchmarks --preset tiny --rounds 3 -k "not training and not batch_8" --deselect benchmarks/test_rows.py::test_load
 
 clean:  ## Remove the virtual environment and the demo's results

@@ -15,6 +15,7 @@ from hybrid_rt.backends.registry import is_installed
 from hybrid_rt.bundle.manifest import Bundle, BundleFile
 from hybrid_rt.bundle.validated import cpu_reports
 from hybrid_rt.cpu import why_unusable
+from tools.backend_contract import check_contract, run_alone
 
 #: Every way this machine has to run an ONNX file, with the largest gap of a logit allowed.
 WAYS = {
@@ -40,11 +41,7 @@ def ways_here():
 
 @pytest.fixture(scope="module")
 def reference(tiny, pixels):
-    with HybridEngine(tiny, backend="onnxruntime", device="cpu") as engine:
-        return {n: np.concatenate([engine.run(p[None])[n] for p in pixels]) for n in OUTPUTS}
-
-
-OUTPUTS = ("probabilities", "logits", "features")
+    return run_alone(tiny, pixels)
 
 
 @pytest.mark.parametrize(
@@ -54,20 +51,7 @@ OUTPUTS = ("probabilities", "logits", "features")
 def test_same_outputs_alone_in_batches_and_in_any_order(
     tiny, pixels, reference, arguments, tolerance
 ):
-    order = np.random.default_rng(0).permutation(len(pixels))
-    with HybridEngine(tiny, batch_size=4, **arguments) as engine:
-        assert engine.info["backend"] == arguments["backend"].partition("-")[0]
-        for size in (1, 2, 3, 4, 8, 11):
-            chunks = [engine.run(pixels[i : i + size]) for i in range(0, len(pixels), size)]
-            shuffled = engine.run(pixels[order[:size]])
-            for name in OUTPUTS:
-                values = np.concatenate([chunk[name] for chunk in chunks])
-                assert values.dtype == np.float32
-                assert values.flags.c_contiguous
-                gap = np.abs(values - reference[name]).max()
-                moved = np.abs(shuffled[name] - reference[name][order[:size]]).max()
-                print(f"{engine!r} batch {size} {name} max_diff={gap:.1e} shuffled={moved:.1e}")
-                assert max(gap, moved) <= tolerance
+    check_contract(tiny, pixels, reference, arguments, tolerance)
 
 
 def test_every_file_of_a_bundle(bundle_folder, with_files, images):
