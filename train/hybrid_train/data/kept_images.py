@@ -25,7 +25,7 @@ from hybrid_train.data.samples import Samples
 from hybrid_train.data.splits import Indices, Split
 from hybrid_train.provenance import write_json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # hybrid-export reads this module before it imports PyTorch
     from hybrid_train.data.loader import ImageDataset
 
 #: Folders of a run.
