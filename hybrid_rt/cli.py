@@ -19,7 +19,7 @@ from hybrid_rt.backends.registry import BACKENDS
 from hybrid_rt.errors import BackendError, HybridError, UsageError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.images.sources import as_sources
-from hybrid_rt.progress import progress
+from hybrid_rt.progress import print_above, progress
 from hybrid_rt.results.writers import csv_lines, json_lines, jsonl_lines, text_lines
 from hybrid_rt.uncertainty.decision import RuleArguments, parse_threshold
 
@@ -185,8 +185,7 @@ def _reported(
     for item in items:
         if isinstance(item, PredictionError):
             failed.append(item.source)
-            clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-            print(f"{clear}hybrid-predict: {item.error}", file=sys.stderr)
+            print_above(f"hybrid-predict: {item.error}")
         yield item
 
 

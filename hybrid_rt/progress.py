@@ -1,45 +1,60 @@
-"""A progress bar for a terminal, in a few lines; silent where stderr is no terminal."""
+"""Progress of long work on stderr: tqdm's bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 
-_WIDTH = 30  # characters
-_EVERY = 0.1  # seconds between two drawings
+#: Seconds before a bar appears, and between two plain lines.
+DELAY = 1.0
+LINES_EVERY = 30.0
+
+
+class _Lines:
+    """A stream that writes each of tqdm's drawings on a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._stream.write(f"{text.strip()}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def progress(
     items: Iterable[T], total: int, *, label: str, stream: TextIO | None = None
 ) -> Iterator[T]:
-    """``items`` as they are, drawing how many of ``total`` came, the rate and the time left."""
+    """Yield ``items``, showing how many of ``total`` came, the rate and the time left.
+
+    Nothing is printed for short work. A bar is removed at the end.
+    """
+    from tqdm import tqdm
+
     stream = stream or sys.stderr
-    if not stream.isatty():
-        yield from items
-        return
-    start = drawn = time.monotonic()
-    done = 0
-    try:
-        for item in items:
-            yield item
-            done += 1
-            now = time.monotonic()
-            if now - drawn >= _EVERY:
-                drawn = now
-                stream.write(f"\r\x1b[K{_line(label, done, total, now - start)}")
-                stream.flush()
-    finally:
-        stream.write("\r\x1b[K")
-        stream.flush()
+    terminal = stream.isatty()
+    yield from tqdm(
+        items,
+        total=total,
+        desc=label,
+        leave=False,
+        delay=DELAY if terminal else LINES_EVERY,
+        mininterval=0.1 if terminal else LINES_EVERY,
+        miniters=1,
+        file=stream if terminal else _Lines(stream),
+        bar_format=None
+        if terminal
+        else "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left",
+    )
 
 
-def _line(label: str, done: int, total: int, seconds: float) -> str:
-    filled = round(_WIDTH * done / max(total, 1))
-    rate = done / max(seconds, 1e-9)
-    left = (total - done) / max(rate, 1e-9)
-    bar = "#" * filled + "." * (_WIDTH - filled)
-    return f"{label} [{bar}] {done}/{total}, {rate:.1f}/s, {left:.0f} s left"
+def print_above(line: str) -> None:
+    """Print a line on stderr, above the bar if there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from hybrid_rt.cli import main
-from hybrid_rt.progress import progress
 
 
 def test_table(tiny, images, capsys):
@@ -143,26 +142,3 @@ def test_module_and_broken_pipe(tiny, images):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(write)
     assert done.stderr == ""
-
-
-def test_progress_bar():
-    import io
-
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    terminal, log = Terminal(), io.StringIO()
-    assert list(progress(range(3), 3, label="x", stream=log)) == [0, 1, 2]
-    assert log.getvalue() == ""
-
-    def slow():
-        import time
-
-        for i in range(3):
-            time.sleep(0.11)
-            yield i
-
-    assert list(progress(slow(), 3, label="x", stream=terminal)) == [0, 1, 2]
-    assert "x [##########" in terminal.getvalue()
-    assert terminal.getvalue().endswith("\r\x1b[K")
