@@ -1,8 +1,7 @@
-"""The end of a run: measure the best epoch, fit what is fitted on validation data, write files."""
+"""Finish a run: measure the best epoch, fit on validation data, write the files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ from numpy.typing import NDArray
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.uncertainty.ood import EXTRAS_KEY as OOD_KEY
 from hybrid_rt.uncertainty.ood import OOD_NAME
-from hybrid_train.config import RunOptions
 from hybrid_train.data.kept_images import keep_images
-from hybrid_train.data.samples import Samples
-from hybrid_train.data.splits import Split
 from hybrid_train.evaluation import metrics
-from hybrid_train.loop.distributed import Processes
+from hybrid_train.loop.epoch_log import Log
 from hybrid_train.loop.optimizer import restore_prior
 from hybrid_train.loop.trainer import Trainer
 from hybrid_train.model.checkpoint import BEST, save_checkpoint
@@ -27,34 +23,31 @@ from hybrid_train.provenance import write_json
 from hybrid_train.report.collect import write_run_report
 from hybrid_train.report.predictions import PREDICTIONS, write_predictions
 
-Log = Callable[[str], None]
-
 #: Files of a finished run that --overwrite removes with the others.
 FITTED = (OOD_NAME, PREDICTIONS)
-#: The key of a finished model's provenance: its bias speaks of the data's own class frequencies.
+#: A key of a finished model's provenance: its bias is for the data's own class frequencies.
 PRIOR_RESTORED = "prior_restored"
 #: Training images whose features the out-of-distribution detector is fitted to.
 TRAINING_IMAGES = 4096
 
 
-def finish(
-    trainer: Trainer,
-    samples: Samples,
-    split: Split,
-    options: RunOptions,
-    processes: Processes,
-    say: Log,
-) -> dict[str, Any] | None:
-    """Measure the best epoch in fp32, fit what validation data fit, write all files."""
-    config = trainer.config
+def finish(trainer: Trainer, command: str, log: Log) -> dict[str, Any] | None:
+    """Measure the best epoch in fp32, fit on validation data, write all files.
+
+    Returns:
+        The metrics of each subset; None in all processes but the first.
+    """
+    config, output = trainer.config, trainer.folder
+    samples, split = trainer.dataset.samples, trainer.split
     model, found = trainer.best_model()
     if PRIOR_RESTORED not in found.provenance:  # else the run was finished before
         counts = np.bincount(samples.labels[split.train], minlength=len(samples.classes))
-        restore_prior(model.head[-1], counts, config)
+        restore_prior(model, counts, config)
     indices = {n: i for n, i in split.subsets().items() if n != "train" and len(i)}
-    subsets = {name: see(trainer, model, subset) for name, subset in indices.items()}
-    train_features = see(trainer, model, some(split.train, TRAINING_IMAGES, config.seed)).features
-    if not processes.first:
+    subsets = {name: run_network(trainer, model, subset) for name, subset in indices.items()}
+    chosen_train = draw(split.train, TRAINING_IMAGES, config.seed)
+    train_features = run_network(trainer, model, chosen_train).features
+    if not trainer.processes.first:
         return None
     spec, detector = fit_on_validation(trainer.spec, subsets["val"], train_features, config)
     results = {
@@ -70,7 +63,7 @@ def finish(
         for name, subset in subsets.items()
     }
     chosen = results.get("test") or results["val"]
-    entry = detector.save(options.output / OOD_NAME)
+    entry = detector.save(output / OOD_NAME)
     spec = spec.replace(
         extras={**spec.extras, OOD_KEY: entry.to_dict()},
         provenance={
@@ -83,10 +76,10 @@ def finish(
             },
         },
     )
-    save_checkpoint(options.output / BEST, model.cpu(), spec)
-    keep_images(options.output, trainer.dataset, split, seed=config.seed)
+    save_checkpoint(output / BEST, model.cpu(), spec)
+    keep_images(output, trainer.dataset, split, seed=config.seed)
     write_json(
-        options.output / "metrics.json",
+        output / "metrics.json",
         {
             "best_epoch": trainer.progress.best_epoch + 1,
             "temperature": spec.temperature,
@@ -101,16 +94,23 @@ def finish(
             **results,
         },
     )
-    write_predictions(options.output / PREDICTIONS, spec, detector, samples, split, subsets)
-    logits = {name: subset.logits for name, subset in subsets.items()}
-    labels = {name: subset.labels for name, subset in subsets.items()}
-    write_run_report(trainer, spec, samples, split, logits, labels, results, options)
-    say(summary(results, spec, options.output))
+    write_predictions(output / PREDICTIONS, spec, detector, samples, split, subsets)
+    write_run_report(
+        output,
+        spec,
+        trainer.dataset,
+        split,
+        subsets,
+        results=results,
+        history=trainer.progress.history,
+        command=command,
+    )
+    log(summary(results, spec, output))
     return results
 
 
-def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -> Subset:
-    """Some images as the final network sees them, in fp32, by the evaluation transform."""
+def run_network(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -> Subset:
+    """Run the final network in fp32 on images, after the evaluation transform."""
     samples = trainer.dataset.samples
     classes = len(samples.classes)
     width = classes + trainer.spec.num_features
@@ -123,8 +123,8 @@ def see(trainer: Trainer, model: HybridClassifier, indices: NDArray[np.int64]) -
     )
 
 
-def some(indices: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most so many of them, drawn without preference, in their order."""
+def draw(indices: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Return at most ``most`` of the indices, drawn uniformly, in their order."""
     if len(indices) <= most:
         return indices
     chosen = np.random.default_rng([seed, 5]).choice(len(indices), most, replace=False)
@@ -132,6 +132,7 @@ def some(indices: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
 
 
 def summary(results: dict[str, Any], spec: ModelSpec, output: Path) -> str:
+    """Return the lines that end the log of a run."""
     lines = []
     for name, result in results.items():
         auroc, interval = result["auroc"], result["auroc_interval"]
@@ -159,7 +160,7 @@ def summary(results: dict[str, Any], spec: ModelSpec, output: Path) -> str:
 
 
 def share(value: float | None, interval: tuple[float, float] | None) -> str:
-    """ "0.912 (95% 0.850 to 0.960)"."""
+    """Format a rate: "0.912 (95% 0.850 to 0.960)"."""
     if value is None:
         return "unknown"
     known = f" (95% {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from hybrid_train.data.sources import open_data
 from hybrid_train.data.splits import Split, load_split, make_split, save_split, warnings_of
 from hybrid_train.finalize import FITTED, finish
 from hybrid_train.loop.distributed import join_processes
+from hybrid_train.loop.epoch_log import Log
 from hybrid_train.loop.optimizer import choose_precision
 from hybrid_train.loop.trainer import Trainer
 from hybrid_train.model.checkpoint import BEST, LAST
 from hybrid_train.model.initialize import choose_start, make_model
 from hybrid_train.provenance import write_json
-
-Log = Callable[[str], None]
 
 
 def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | None:
@@ -81,7 +79,7 @@ def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | No
         if not trainer.run():
             say(f"stopped; go on with the same command and --resume ({options.output / LAST})")
             return None
-        return finish(trainer, samples, split, options, processes, say)
+        return finish(trainer, options.command, say)
 
 
 def check_output(options: RunOptions) -> None:

@@ -75,7 +75,7 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]]):
             except DataError as err:
                 self.bad[index] = str(err)
                 return
-            checksums[index] = zlib.crc32(pixels)
+            checksums[index] = zlib.crc32(pixels.data)
             self._keep(index, pixels, cache_bytes)
 
         if bytes_each * len(self) <= cache_bytes:
@@ -174,7 +174,7 @@ class Loader:
         self._batches: list[list[int]] = []
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self,  # type: ignore[arg-type]
+            batch_sampler=self,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin,

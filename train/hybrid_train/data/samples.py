@@ -27,8 +27,9 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-#: Columns worth a subgroup table, where they are there.
+#: Columns by which a model is measured, if the data has them.
 SUBGROUP_COLUMNS = ("view", "laterality", "density", "age", "implant")
+AGE_BANDS = ((0, 50), (50, 60), (60, 70), (70, 200))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,3 +115,15 @@ def rename_classes(found: tuple[str, ...], names: tuple[str, ...] | None) -> tup
             f"{len(found)} classes: {', '.join(found)}"
         )
     return names
+
+
+def subgroup_of(column: str, value: Any) -> str:
+    """Return the subgroup of a cell of a subgroup column; ages go into bands."""
+    if value is None or value != value:
+        return "unknown"
+    if column == "age":
+        low, high = next((b for b in AGE_BANDS if b[0] <= value < b[1]), AGE_BANDS[-1])
+        return f"{low} to {high - 1}" if high < 200 else f"{low} and over"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_rt.errors import DataError
-from hybrid_rt.files import atomic_path
 from hybrid_train.data.samples import Samples
+from hybrid_train.provenance import write_json
 
 Indices = NDArray[np.int64]
 
@@ -138,8 +138,7 @@ def save_split(path: Path, samples: Samples, split: Split) -> None:
     """Write the split by image name, with the data's fingerprint."""
     names = {k: [samples.names[i] for i in subset] for k, subset in split.subsets().items()}
     data = {"fingerprint": samples.fingerprint(), "group": samples.group_column, **names}
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data))
+    write_json(path, data)
 
 
 def load_split(path: Path, samples: Samples) -> Split:

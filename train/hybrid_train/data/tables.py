@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,20 +124,15 @@ def last_line(err: BaseException) -> str:
     return (lines[-1] if lines else type(err).__name__)[:200]
 
 
-def quiet_datasets() -> Any:
-    """The library's progress bars off within a block; the user's setting returns after it."""
-    import contextlib
-
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Switch the library's progress bars off within the block."""
     from datasets.utils import logging
 
-    @contextlib.contextmanager
-    def quiet() -> Any:
-        was = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            if was:
-                logging.enable_progress_bar()
-
-    return quiet()
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()

@@ -19,17 +19,10 @@ from hybrid_train.evaluation.reliability import calibration_error, softmax
 Array = NDArray[Any]
 
 
-def quick(logits: Array, labels: Array) -> dict[str, float | None]:
-    """What is shown after each epoch: loss, accuracy, balanced accuracy, AUROC."""
+def quick(logits: Array, labels: Array) -> dict[str, Any]:
+    """Return what is shown after each epoch: loss, accuracy, balanced accuracy, AUROC."""
     probabilities = softmax(logits)
-    predicted = logits.argmax(1)
-    recalls = [float((predicted[labels == c] == c).mean()) for c in np.unique(labels)]
-    return {
-        "loss": log_loss(probabilities, labels),
-        "accuracy": float((predicted == labels).mean()),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "auroc": auroc(probabilities, labels, 1),
-    }
+    return {**_basic(probabilities, labels), "auroc": auroc(probabilities, labels, 1)}
 
 
 def evaluate(
@@ -66,14 +59,7 @@ def evaluate(
     probabilities = softmax(logits / temperature)
     predicted = probabilities.argmax(1)
     index = positive_index(classes, positive)
-    result: dict[str, Any] = {
-        "count": len(labels),
-        "loss": log_loss(probabilities, labels),
-        "accuracy": float((predicted == labels).mean()),
-        "balanced_accuracy": float(
-            np.mean([(predicted[labels == c] == c).mean() for c in np.unique(labels)])
-        ),
-    }
+    result: dict[str, Any] = {"count": len(labels), **_basic(probabilities, labels)}
     known = list(range(len(classes)))
     for average in ("weighted", "macro"):
         precision, recall, f1, _ = sk.precision_recall_fscore_support(
@@ -100,6 +86,16 @@ def evaluate(
     absent = [name for c, name in enumerate(classes) if not (labels == c).any()]
     result["notes"] = [f"no image of class {name!r} in this split" for name in absent]
     return result
+
+
+def _basic(probabilities: Array, labels: Array) -> dict[str, float]:
+    predicted = probabilities.argmax(1)
+    recalls = [(predicted[labels == c] == c).mean() for c in np.unique(labels)]
+    return {
+        "loss": log_loss(probabilities, labels),
+        "accuracy": float((predicted == labels).mean()),
+        "balanced_accuracy": float(np.mean(recalls)),
+    }
 
 
 def positive_index(classes: Sequence[str], positive: str | None) -> int:

@@ -1,4 +1,4 @@
-"""What is told of each epoch: a line for the reader and TensorBoard's scalars."""
+"""The log of a run: a line for each epoch, and TensorBoard's scalars."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+Log = Callable[[str], None]
 
-class Journal:
+
+class EpochLog:
     """Lines to ``log``; scalars into the run folder's tensorboard/ within ``open``."""
 
-    def __init__(self, folder: Path, epochs: int, log: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, epochs: int, log: Log) -> None:
         self.folder, self.epochs, self.log = folder, epochs, log
         self._writer: Any = None
 
     @contextmanager
     def open(self, next_epoch: int) -> Iterator[None]:
-        """TensorBoard's log; what an interrupted run wrote from ``next_epoch`` on is dropped."""
+        """Open TensorBoard's log, and drop what an interrupted run wrote from ``next_epoch`` on."""
         self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=next_epoch)
         try:
             yield
@@ -27,8 +29,8 @@ class Journal:
             self._writer.close()
             self._writer = None
 
-    def epoch(self, row: dict[str, Any], better: bool) -> None:
-        """An entry of the history; ``better`` where it is the best so far."""
+    def write(self, row: dict[str, Any], better: bool) -> None:
+        """Log a row of the history; ``better`` marks the best epoch so far."""
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self._writer.add_scalar(name, value, row["epoch"])

@@ -1,4 +1,4 @@
-"""Optimizer, schedule, precision: how the weights move."""
+"""Optimizer, learning rate schedule and precision."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from hybrid_train.model.hybrid import HybridClassifier
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """What to compute in. "auto" on a GPU is bf16 if it has it, else fp16; on a CPU it is bf16 only
-    if that ran there and was faster than fp32 (``hybrid_rt.cpu``), else fp32.
+    """Return the precision to compute in.
 
-    Raises UsageError for a precision that this device cannot run.
+    "auto" on a GPU is bf16 if the GPU has it, else fp16. On a CPU it is bf16 only if that was
+    faster than fp32 when the CPU was probed (``hybrid_rt.cpu``), else fp32.
+
+    Raises:
+        UsageError: This device cannot run the precision.
     """
     if device.type == "cuda":
         able = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -36,18 +39,19 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def bf16_is_faster() -> bool:
-    """Whether PyTorch ran bf16 on this CPU faster than fp32 when the CPU was probed."""
+    """Return whether bf16 was faster than fp32 in PyTorch when this CPU was probed."""
     if not usable("torch", "bf16"):
         return False
     profile = cpu_profile("torch")
     bf16, fp32 = (profile.milliseconds("torch", p) for p in ("bf16", "fp32"))
-    if bf16 is None or fp32 is None:  # not probed: by the CPU's own word
+    if bf16 is None or fp32 is None:  # not probed: by the features that the CPU reports
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, name, bool)() for name in checks)
     return bf16 < fp32
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context that computes in the precision."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(
@@ -56,15 +60,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def exact() -> AbstractContextManager[Any]:
-    """Within it, fp32 convolutions are fp32 on a GPU too, not TF32, which cuDNN takes by itself."""
+    """Return a context in which cuDNN computes fp32 convolutions in fp32, not in TF32."""
     flags: AbstractContextManager[Any] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return flags
 
 
 def make_optimizer(model: HybridClassifier, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019): no decay on biases and norms, optional layer-wise decay.
+    """Return AdamW (Loshchilov & Hutter 2019) without decay on biases, norms and embeddings.
 
-    Every group carries ``lr_scale``, by which the schedule's rate is multiplied.
+    Every group has an ``lr_scale``, by which the schedule's rate is multiplied.
     """
     groups = [
         {**group, "lr_scale": group.get("lr_scale", 1.0) * config.backbone_lr_scale}
@@ -78,15 +82,18 @@ def make_optimizer(model: HybridClassifier, config: RunConfig) -> torch.optim.Ad
 
 
 def backbone_groups(backbone: nn.Module, config: RunConfig) -> list[dict[str, Any]]:
-    """timm's parameter groups; the position embedding and the class token have no decay."""
+    """Return timm's parameter groups; position embedding and class token have no decay."""
     decay, excluded = config.weight_decay, ("pos_embed", "cls_token")
+    groups: list[dict[str, Any]]
     if config.layer_decay < 1:
-        return param_groups_layer_decay(backbone, decay, excluded, layer_decay=config.layer_decay)
-    return param_groups_weight_decay(backbone, decay, no_weight_decay_list=excluded)
+        groups = param_groups_layer_decay(backbone, decay, excluded, layer_decay=config.layer_decay)
+    else:
+        groups = param_groups_weight_decay(backbone, decay, no_weight_decay_list=excluded)
+    return groups
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up over ``warmup`` steps, then half a cosine down to 1% of ``peak``."""
+    """Return the rate of a step: linear warm-up, then half a cosine down to 1% of ``peak``."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -94,23 +101,27 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set each group's rate to ``rate`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def freeze_batchnorm(model: nn.Module) -> None:
-    """Keep the running statistics as they are: for small batches and equal results across GPUs."""
+    """Keep the running statistics: for small batches, and equal results across GPUs."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
-def restore_prior(head: nn.Linear, counts: Any, config: RunConfig) -> None:
-    """Restore the classes' frequencies that balancing removed.
+def restore_prior(model: HybridClassifier, counts: Any, config: RunConfig) -> None:
+    """Restore the class frequencies that balancing removed; do nothing if nothing was balanced.
 
-    Class weights and balanced sampling train for equal classes, and the probabilities say so. The
-    bias is moved by log(frequency / trained frequency) (Saerens, Latinne & Decaestecker 2002), so
-    that they speak of the data as it is. Nothing happens where nothing was balanced.
+    Class weights and balanced sampling train for equally frequent classes. The last layer's bias
+    is moved by log(frequency / trained frequency) (Saerens, Latinne & Decaestecker 2002), so that
+    the probabilities are those of the data's own frequencies.
+
+    Args:
+        counts: Training images of each class.
     """
     frequency = torch.as_tensor(counts, dtype=torch.float64).clamp_min(1)
     frequency = frequency / frequency.sum()
@@ -120,5 +131,7 @@ def restore_prior(head: nn.Linear, counts: Any, config: RunConfig) -> None:
     if config.class_weights == "balanced":
         trained = trained / frequency
     shift = torch.log(frequency) - torch.log(trained / trained.sum())
+    output = model.head[-1]
+    assert isinstance(output, nn.Linear)
     with torch.no_grad():
-        head.bias.add_((shift - shift.mean()).to(head.bias))
+        output.bias.add_((shift - shift.mean()).to(output.bias))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from hybrid_train.data.loader import BatchPlan, ImageDataset, Loader, available_
 from hybrid_train.data.splits import Split
 from hybrid_train.evaluation import metrics
 from hybrid_train.loop.distributed import Processes
-from hybrid_train.loop.epoch_log import Journal
+from hybrid_train.loop.epoch_log import EpochLog, Log
 from hybrid_train.loop.interrupt import StopRequest
 from hybrid_train.loop.optimizer import autocast, choose_precision, exact, freeze_batchnorm
 from hybrid_train.loop.resume import Progress, load_training_state, save_training_state
 from hybrid_train.loop.step import TrainingStep
 from hybrid_train.model.checkpoint import BEST, LAST, load_checkpoint, save_state
 from hybrid_train.model.hybrid import HybridClassifier
-
-Log = Callable[[str], None]
 
 LOSS_EVERY = 16  # batches
 STOP_EVERY = 8  # batches, with several processes
@@ -77,7 +74,7 @@ class Trainer:
             self.model, config, self.plan, labels, len(spec.classes), self.device, self.precision
         )
         self.data = Loader(dataset, workers=self._workers(), pin=self.device.type == "cuda")
-        self.journal = Journal(folder, config.epochs, log)
+        self.epoch_log = EpochLog(folder, config.epochs, log)
         self._stop = StopRequest()
 
     def run(self) -> bool:
@@ -88,7 +85,7 @@ class Trainer:
         progress, config = self.progress, self.config
         first = self.processes.first
         network: nn.Module | None = None
-        with self._stop, self.journal.open(progress.epoch + 1) if first else nullcontext():
+        with self._stop, self.epoch_log.open(progress.epoch + 1) if first else nullcontext():
             while progress.epoch < config.epochs and not progress.out_of_patience(config.patience):
                 self._set_mode()
                 if network is None or progress.epoch == config.freeze_epochs:
@@ -209,7 +206,7 @@ class Trainer:
             if better:
                 save_state(self.folder / BEST, model.state_dict(), self.spec)
             self.save()
-            self.journal.epoch(row, better)
+            self.epoch_log.write(row, better)
 
     def _set_mode(self) -> None:
         self.model.train()

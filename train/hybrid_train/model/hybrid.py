@@ -6,6 +6,8 @@ logits = model(images)  # float [batch, 3, height, width] in 0..1
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -65,8 +67,8 @@ class HybridClassifier(nn.Module):
         return logits
 
 
-def create_vit(name: str, size: tuple[int, int]) -> nn.Module:
-    """A timm ViT of that name, pooled by its class token, without a classifier."""
+def create_vit(name: str, size: tuple[int, int]) -> Any:  # timm's types are incomplete
+    """Return a timm ViT, pooled by its class token, without a classifier."""
     try:
         model = timm.create_model(name, num_classes=0, img_size=size, global_pool="token")
     except (RuntimeError, TypeError, AssertionError) as err:
@@ -82,10 +84,10 @@ def create_vit(name: str, size: tuple[int, int]) -> nn.Module:
     return model
 
 
-def create_cnn(name: str) -> nn.Module:
-    """A timm CNN of that name, pooled by global average, without a classifier."""
+def create_cnn(name: str) -> Any:
+    """Return a timm CNN, pooled by global average, without a classifier."""
     try:
-        model: nn.Module = timm.create_model(name, num_classes=0, global_pool="avg")
+        model = timm.create_model(name, num_classes=0, global_pool="avg")
     except (RuntimeError, TypeError, AssertionError) as err:
         raise UsageError(f"cannot make the CNN {name!r}: {err}") from err
     if isinstance(model, timm.models.VisionTransformer):

@@ -6,6 +6,7 @@ Its model is torchvision's ``vit_b_16`` and ``resnet50`` with an MLP on their fe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,8 +136,8 @@ def _head_name(name: str, path: Path) -> str:
 
 
 def _image_size(converted: Mapping[str, Tensor], path: Path) -> int:
-    tokens = converted.get("vit.pos_embed", torch.empty(1, 0, 768)).shape[1] - 1
-    side = round(max(tokens, 0) ** 0.5)
+    tokens: int = converted.get("vit.pos_embed", torch.empty(1, 0, 768)).shape[1] - 1
+    side = math.isqrt(max(tokens, 0))
     if side < 1 or side * side != tokens:
         raise CheckpointError(f"{path} has no square position embedding of a ViT-B/16")
     return side * 16

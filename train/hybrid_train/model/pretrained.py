@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hybrid_rt.errors import CheckpointError, UsageError
+from hybrid_train.model.checkpoint import load_pickle
 from hybrid_train.model.hybrid import HybridClassifier
 
 
@@ -71,8 +72,6 @@ def download(name: str) -> Mapping[str, Tensor]:
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    from hybrid_train.model.checkpoint import load_pickle
-
     if path.suffix != ".safetensors":
         return load_pickle(path)
     from safetensors import SafetensorError

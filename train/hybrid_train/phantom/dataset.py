@@ -11,6 +11,7 @@ from PIL import Image
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.files import atomic_path
+from hybrid_train.data.tables import quiet_datasets
 from hybrid_train.phantom.generate import generate
 
 
@@ -19,8 +20,6 @@ def write_parquet(
 ) -> list[Path]:
     """Write the rows as parquet with the hub dataset's schema, images as PNG; the files."""
     import datasets
-
-    from hybrid_train.data.tables import quiet_datasets
 
     features = datasets.Features(
         {

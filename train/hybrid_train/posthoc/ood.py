@@ -54,7 +54,9 @@ def fit_ood(
         "variances": variances[:kept] + ROUNDING**2,
         "rest": np.array([rest + ROUNDING**2]),
     }
-    fitted = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    fitted: dict[str, Any] = {
+        name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()
+    }
     unfinished = OodDetector(**fitted, reference=np.ones(1, np.float32))
     error = np.random.default_rng(0).normal(0, ROUNDING, np.shape(validation))
     distances = unfinished.distances(np.asarray(validation) * (1 + error))
