@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from hybrid_rt import environment
-from hybrid_rt.cpu import CpuProfile, Measurement, cache
+from hybrid_rt.cpu import CpuProfile, Measurement, cpu_profile, process
 from hybrid_rt.environment import main
 
 
@@ -20,7 +20,7 @@ def profile_file(tmp_path, monkeypatch):
     }
     path = tmp_path / "cpu.json"
     path.write_text(json.dumps(CpuProfile(measurements=found, note="by hand").to_dict()))
-    monkeypatch.setenv(cache.OVERRIDE, str(path))
+    monkeypatch.setenv(process.OVERRIDE, str(path))
     return path
 
 
@@ -41,8 +41,8 @@ def test_report_as_json_is_a_profile_again(profile_file, tmp_path, monkeypatch, 
     assert data["cpu"]["profile"]["measurements"]["openvino fp32"]["milliseconds"] == 16
     report = tmp_path / "report.json"
     report.write_text(json.dumps(data))
-    monkeypatch.setenv(cache.OVERRIDE, str(report))
-    assert cache.cpu_profile().milliseconds("openvino", "fp32") == 16
+    monkeypatch.setenv(process.OVERRIDE, str(report))
+    assert cpu_profile().milliseconds("openvino", "fp32") == 16
 
 
 def test_what_is_missing_comes_with_its_command(profile_file, monkeypatch, capsys):
@@ -57,7 +57,7 @@ def test_what_is_missing_comes_with_its_command(profile_file, monkeypatch, capsy
 
 
 def test_bad_profile_and_usage(monkeypatch, capsys):
-    monkeypatch.setenv(cache.OVERRIDE, "/nowhere/cpu.json")
+    monkeypatch.setenv(process.OVERRIDE, "/nowhere/cpu.json")
     assert main([]) == 2
     assert "HYBRID_RT_CPU_PROFILE is /nowhere/cpu.json" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:

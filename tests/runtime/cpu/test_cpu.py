@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid_rt.cpu import CpuProfile, cache, cpu_profile, instruction_set, probe, why_unusable
+from hybrid_rt.cpu import (
+    CpuProfile,
+    cache,
+    cpu_profile,
+    instruction_set,
+    probe,
+    process,
+    why_unusable,
+)
 from hybrid_rt.cpu.probe import CAP, CAP_VARIABLE, Child, run_child
 from hybrid_rt.cpu.probe_graph import probe_graph, probe_inputs
 from hybrid_rt.errors import UsageError
@@ -22,11 +30,11 @@ COMBINATIONS = ["openvino fp32", "openvino bf16", "openvino int8", "openvino int
 def own_cache(tmp_path, monkeypatch):
     """No profile of this machine, and none left behind."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in (cache.OVERRIDE, instruction_set.SET_BY_US, CAP_VARIABLE):
+    for name in (process.OVERRIDE, instruction_set.SET_BY_US, CAP_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    cache._profile_of.cache_clear()
+    cache.kept_profile.cache_clear()
     yield
-    cache._profile_of.cache_clear()
+    cache.kept_profile.cache_clear()
 
 
 class FakeChildren:
@@ -141,17 +149,17 @@ def test_the_profile_is_kept_and_read_again(monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "probe", lambda *a: probe.probe(*a, run=children))
     first = cpu_profile("openvino")
     assert first.origin == "probed"
-    cache._profile_of.cache_clear()  # as another process would find it
+    cache.kept_profile.cache_clear()  # as another process would find it
     again = cpu_profile("openvino")
     assert again.origin == "cached"
     assert again.measurements == first.measurements
     assert len(children.calls) == 1
     monkeypatch.setenv("LD_PRELOAD", "")  # in the key
-    cache._profile_of.cache_clear()
+    cache.kept_profile.cache_clear()
     assert cpu_profile("openvino").origin == "probed"
     for kept in (tmp_path / "cache" / "hybrid-rt").glob("*.json"):
         kept.write_text("{", encoding="utf-8")
-    cache._profile_of.cache_clear()
+    cache.kept_profile.cache_clear()
     assert cpu_profile("openvino").origin == "probed", "a damaged file is replaced"
 
 
@@ -166,13 +174,13 @@ def test_without_child_processes_only_fp32_runs(monkeypatch, caplog):
 
 
 def test_override_off_and_by_a_file(monkeypatch, tmp_path):
-    monkeypatch.setenv(cache.OVERRIDE, "off")
+    monkeypatch.setenv(process.OVERRIDE, "off")
     assert cpu_profile().runs("openvino", "bf16")
     assert cpu_profile().milliseconds("openvino", "bf16") is None
     path = tmp_path / "cpu.json"
     known = FakeChildren({})
     path.write_text(json.dumps(probe.probe(["openvino"], {}, run=known).to_dict()))
-    monkeypatch.setenv(cache.OVERRIDE, str(path))
+    monkeypatch.setenv(process.OVERRIDE, str(path))
     assert cpu_profile().milliseconds("openvino", "int8") == 10
     assert cpu_profile().origin == "file"
 
@@ -195,7 +203,7 @@ def test_bad_override_is_a_usage_error(text, message, monkeypatch, tmp_path):
     path = tmp_path / "cpu.json"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setenv(cache.OVERRIDE, str(path))
+    monkeypatch.setenv(process.OVERRIDE, str(path))
     with pytest.raises(UsageError, match=message):
         cpu_profile()
 
@@ -231,7 +239,7 @@ def capped_machine(tmp_path, monkeypatch):
     def run(code, *arguments, **variables):
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
-            env={**environment, cache.OVERRIDE: str(path), "PYTHONPATH": paths, **variables},
+            env={**environment, process.OVERRIDE: str(path), "PYTHONPATH": paths, **variables},
             capture_output=True,
             text=True,
             timeout=300,
