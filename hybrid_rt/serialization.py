@@ -1,6 +1,8 @@
 """Dataclasses to plain JSON values and back, strictly.
 
-An unknown, missing or mistyped field raises SpecError with the field's path.
+An unknown, missing or mistyped field raises SpecError with the field's path and what was expected.
+msgspec (0.22) does less for dataclasses: it accepts unknown fields, fills missing ones that have a
+default, and its errors omit the value. Its ``forbid_unknown_fields`` needs its own Struct class.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ _T = TypeVar("_T")
 
 
 def to_plain(value: Any) -> Any:
+    """Return dictionaries, lists, strings and numbers of a dataclass and all in it."""
     if is_dataclass(value):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -34,6 +37,7 @@ def _field_types(cls: Hashable) -> dict[str, Any]:
 
 
 def from_plain(cls: type[_T], data: Any, path: str) -> _T:
+    """Return a dataclass of JSON values; ``path`` names it in errors. Raises SpecError."""
     if not isinstance(data, Mapping):
         raise SpecError(f"{path} is {_kind(data)}; expected an object")
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
@@ -48,7 +52,7 @@ def from_plain(cls: type[_T], data: Any, path: str) -> _T:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """``value`` as the type ``hint`` asks for; JSON has no tuples, and writes 1.0 as 1 at times."""
+    """``value`` as the type ``hint``; JSON has no tuples, and may have 1 for 1.0."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, path)
