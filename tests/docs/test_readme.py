@@ -75,7 +75,8 @@ def test_commands_parse(name, make_parser):
 
 
 def test_links_and_images_exist():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert targets
+    targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
+    targets = [link or source for link, source in targets]
+    assert "docs/images/demo.png" in targets
     missing = [t for t in targets if not t.startswith("http") and not (TOP / t).exists()]
     assert not missing
