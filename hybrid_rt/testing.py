@@ -1,7 +1,7 @@
-"""A backend with no library behind it, for tests and for measuring everything but the model.
+"""A backend without a library, for tests and for measuring everything but the model.
 
 Its outputs are a fixed linear function of the mean of each image's quarters, computed row by
-row: the same image has the same outputs, bit for bit, alone, in a batch and on every machine.
+row: an image has the same outputs, bit for bit, alone, in a batch and on every machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.errors import BackendError
 from hybrid_rt.spec import ModelSpec
 
+__all__ = ["FakeSession"]
+
 _GRID = 7  # rows and columns of its heatmaps
 
 
 class FakeSession:
-    """A Session made from a spec alone. ``delay`` is how long ``run`` takes, in seconds."""
+    """A Session made from a spec alone; ``run`` takes at least ``delay`` seconds."""
 
     backend = "fake"
     device = "cpu"
@@ -38,7 +40,7 @@ class FakeSession:
 
     @classmethod
     def open(cls, path: Path, options: SessionOptions) -> FakeSession:
-        """A session that never reads ``path``."""
+        """Return a session that does not read ``path``."""
         heatmaps = any(o.name.startswith("heatmap_") for o in options.spec.outputs)
         return cls(options.spec, explain=heatmaps)
 
