@@ -11,7 +11,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -106,9 +106,11 @@ def real_mammograms() -> dict[str, Path]:
     }
 
 
-def step(number: str, title: str, command: str, argv: list[str], run: object) -> None:
+def step(
+    number: str, title: str, command: str, argv: list[str], run: Callable[[list[str]], int]
+) -> None:
     print(f"\n== {number} {title}\n$ {command} {shlex.join(argv)}", flush=True)
-    code = run(argv)  # type: ignore[operator]
+    code = run(argv)
     if code != 0:
         raise UsageError(f"{command} ended with exit code {code}; its message is above")
 
@@ -118,7 +120,7 @@ def table(names: Sequence[str], predictions: Sequence[Prediction]) -> str:
     rows = [("mammogram", "prediction", "OOD score")]
     for name, p in zip(names, predictions, strict=True):
         rows.append(
-            (name, ": ".join(in_words(p)) if p.abstained else in_words(p)[0], f"{p.ood_score:.2f}")
+            (name, ": ".join(in_words(p)) if p.abstained else in_words(p)[0], f"{score(p):.2f}")
         )
     first, second, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(f"{name:{first}}  {text:{second}}  {s:>9}" for name, text, s in rows)
@@ -129,6 +131,12 @@ def in_words(prediction: Prediction) -> tuple[str, str]:
     if prediction.abstained:
         return "abstains", "out-of-distribution"
     return f"{prediction.label} {prediction.probability:.0%}", "not a diagnosis"
+
+
+def score(prediction: Prediction) -> float:
+    """Return the OOD score; every training run fits the detector."""
+    assert prediction.ood_score is not None
+    return prediction.ood_score
 
 
 def abstentions(predictions: Sequence[Prediction]) -> str:
@@ -157,7 +165,7 @@ def contact_sheet(
     draw.text((GAP, 20), "hybrid-rt on real mammograms", BRIGHT, font=_font(40))
     draw.text((GAP, 76), caveat, WARNING, font=_font(28))
     draw.text((GAP, 122), abstentions(predictions), MUTED, font=_font(26))
-    longest = max(2.0, *(p.ood_score for p in predictions))
+    longest = max(2.0, *map(score, predictions))
     for i, (name, image, prediction) in enumerate(zip(names, images, predictions, strict=True)):
         corner = GAP + i % COLUMNS * across, HEAD + i // COLUMNS * down
         _draw_card(sheet, corner, name, image, prediction, longest)
@@ -188,11 +196,11 @@ def _draw_card(
         (10, name, MUTED, 24),
         (42, text, WARNING if abstained else BRIGHT, 32),
         (84, note, WARNING if abstained else MUTED, 24),
-        (128, f"OOD score {prediction.ood_score:.2f}{beyond}", MUTED, 24),
+        (128, f"OOD score {score(prediction):.2f}{beyond}", MUTED, 24),
     ):
         draw.text((x + 14, middle + height), line, colour, font=_font(size))
     start, end, level = x + 14, right - 14, bottom - 28
-    filled = start + (end - start) * prediction.ood_score / longest
+    filled = start + (end - start) * score(prediction) / longest
     mark = start + (end - start) / longest
     draw.rectangle((start, level, end, level + 10), TRACK)
     draw.rectangle((start, level, filled, level + 10), WARNING if abstained else FILL)

@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.integrate import trapezoid
 
 from hybrid_export.localization.pointing import BRANCHES, Pointing, point_at
 from hybrid_rt import HybridEngine
@@ -37,11 +38,6 @@ _BLUR = 1 / 10  # of the image's side: what a deleted pixel becomes
 Curve = NDArray[np.float64]
 
 
-def area(curve: Sequence[float]) -> float:
-    """Area under values at equal steps from 0 to 1, by trapezoids."""
-    return float(np.mean((np.asarray(curve[:-1]) + np.asarray(curve[1:])) / 2))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Curves:
     """Mean probability of the predicted class over the share of pixels removed or brought back."""
@@ -53,12 +49,12 @@ class Curves:
     @property
     def deletion_area(self) -> float:
         """Area under the deletion curve; smaller is better."""
-        return area(self.deletion)
+        return float(trapezoid(self.deletion, np.linspace(0, 1, len(self.deletion))))
 
     @property
     def insertion_area(self) -> float:
         """Area under the insertion curve; larger is better."""
-        return area(self.insertion)
+        return float(trapezoid(self.insertion, np.linspace(0, 1, len(self.insertion))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +104,7 @@ def measure(
     if positive not in spec.classes:
         raise UsageError(f"--positive {positive!r}; expected one of {', '.join(spec.classes)}")
     rows = list(lesion_rows(patients, seed, size))
-    explanations = engine.explain([row["image"] for row in rows])
+    explanations = cast(list[Explanation], engine.explain([row["image"] for row in rows]))
     found = [
         (e, row["mask"])
         for e, row in zip(explanations, rows, strict=True)

@@ -47,7 +47,7 @@ class DeploymentGraph(nn.Module):
         example = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
         self.vit = deployed_vit(model.vit, example)
         self.cnn = DeployedCnn(model.cnn, example)
-        self.head = model.head
+        self.head: nn.Module = model.head
         self.explain = explain
         if explain:
             self._add_heatmaps(example)
@@ -92,7 +92,7 @@ class DeploymentGraph(nn.Module):
             raise ExportError(
                 "--explain needs a CNN whose features are the mean of its last map; try resnet50"
             )
-        self.head: nn.Module = ExplainedHead(self.head)  # type: ignore[arg-type]
+        self.head = ExplainedHead(cast(nn.Sequential, self.head))
         self.explain_vit = VitHeatmap(self.vit)
         self.explain_cnn = CnnHeatmap()
         with torch.no_grad():

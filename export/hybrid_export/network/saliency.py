@@ -112,7 +112,8 @@ class CnnHeatmap(nn.Module):
         batch_map = feature_map.flatten(2)  # [batch, channels, height * width]
         weights = gradient / (batch_map.shape[2] * GRADIENT_SCALE)
         cam = weights.unsqueeze(1) @ batch_map  # [batch, 1, height * width]
-        return cam.relu().unflatten(2, feature_map.shape[2:]).flatten(0, 1)
+        heat: Tensor = cam.relu().unflatten(2, feature_map.shape[2:]).flatten(0, 1)
+        return heat
 
 
 class VitHeatmap(nn.Module):
@@ -145,8 +146,9 @@ class VitHeatmap(nn.Module):
         gradient = self.proj(gradient)  # [batch, heads * head_dim]
         gradient = gradient.unflatten(1, (attn.heads, 1, attn.head_dim))
         gradient = gradient @ trace.values.transpose(2, 3)  # d logit / d attention: [b, h, 1, n]
-        heat = (gradient * trace.attention).relu().sum(dim=1) / GRADIENT_SCALE  # [b, 1, n]
-        return heat[:, :, self.prefix :].unflatten(2, self.grid).flatten(0, 1)
+        row = (gradient * trace.attention).relu().sum(dim=1) / GRADIENT_SCALE  # [b, 1, n]
+        heat: Tensor = row[:, :, self.prefix :].unflatten(2, self.grid).flatten(0, 1)
+        return heat
 
     def _mlp_gradient(self, trace: ClassTokenTrace, gradient: Tensor) -> Tensor:
         gradient = self.fc1(self.fc2(gradient) * gelu_gradient(trace.hidden))

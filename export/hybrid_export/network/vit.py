@@ -8,11 +8,12 @@ token and the position embedding into one table.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention, LayerScale
+from timm.layers import Attention, LayerScale, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -23,8 +24,11 @@ class DeployedViT(nn.Module):
     Holds copies: the network it was made from stays as it is.
     """
 
+    table: Tensor
+
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
+        blocks = cast(Sequence[Block], vit.blocks)
         self.patch_embed = _copy_conv(vit.patch_embed.proj)
         self.patch_norm = vit.patch_embed.norm
         self.prefix = vit.num_prefix_tokens
@@ -32,8 +36,8 @@ class DeployedViT(nn.Module):
         # [1, prefix + patches, dim]: added to the patches, which are padded in front by zeros
         self.register_buffer("table", _token_table(vit))
         self.norm_pre = vit.norm_pre
-        self.blocks = nn.ModuleList([DeployedBlock(block) for block in vit.blocks[:-1]])
-        self.blocks.append(ClassTokenBlock(vit.blocks[-1]))
+        self.blocks = nn.ModuleList([DeployedBlock(block) for block in blocks[:-1]])
+        self.blocks.append(ClassTokenBlock(blocks[-1]))
         self.norm = vit.norm
         self.fc_norm = vit.fc_norm
 
@@ -48,7 +52,9 @@ class DeployedViT(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens ``[batch, prefix + patches, dim]`` as they enter the last block."""
-        x = self.patch_embed(images).flatten(2).transpose(1, 2)  # [b, d, gh, gw] -> [b, gh*gw, d]
+        x: Tensor = (
+            self.patch_embed(images).flatten(2).transpose(1, 2)
+        )  # [b, d, gh, gw] -> [b, gh*gw, d]
         x = self.patch_norm(x)
         x = F.pad(x, (0, 0, self.prefix, 0)) + self.table
         x = self.norm_pre(x)
@@ -68,16 +74,17 @@ class DeployedBlock(nn.Module):
     def __init__(self, block: Block, *, one_query: bool = False) -> None:
         super().__init__()
         self.norm1 = block.norm1
-        self.attn = DeployedAttention(block.attn, _layer_scale(block.ls1), one_query=one_query)
+        self.attn = DeployedAttention(
+            cast(Attention, block.attn), _layer_scale(block.ls1), one_query=one_query
+        )
         self.norm2 = block.norm2
-        self.mlp = DeployedMlp(block.mlp, _layer_scale(block.ls2))
+        self.mlp = DeployedMlp(cast(Mlp, block.mlp), _layer_scale(block.ls2))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``[batch, n, dim]`` -> ``[batch, n, dim]``."""
-        x = self.norm1(tokens)
-        row, values = self.attn.attend(x)
-        x = tokens + self.attn.project(row, values)
-        return x + self.mlp(self.norm2(x))
+        row, values = self.attn.attend(self.norm1(tokens))
+        x: Tensor = tokens + self.attn.project(row, values)
+        return x + cast(Tensor, self.mlp(self.norm2(x)))
 
 
 class ClassTokenBlock(DeployedBlock):
@@ -166,13 +173,14 @@ class DeployedAttention(nn.Module):
         return y
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, self.head_dim))  # [b, n, h, hd]
+        heads: Tensor = x.unflatten(-1, (self.heads, self.head_dim))  # [b, n, h, hd]
+        return heads
 
 
 class DeployedMlp(nn.Module):
     """Linear, activation, linear."""
 
-    def __init__(self, mlp: nn.Module, gamma: Tensor | None) -> None:
+    def __init__(self, mlp: Mlp, gamma: Tensor | None) -> None:
         super().__init__()
         self.fc1 = _linear(mlp.fc1.weight, mlp.fc1.bias)
         self.act, self.norm = mlp.act, mlp.norm

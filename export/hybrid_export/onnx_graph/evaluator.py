@@ -24,7 +24,11 @@ from hybrid_rt.backends.base import Outputs
 from hybrid_rt.errors import ExportError
 
 FLOAT, FLOAT16, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
-_FLOATS = {FLOAT: torch.float32, FLOAT16: torch.float16, BFLOAT16: torch.bfloat16}
+_FLOATS: dict[int, torch.dtype] = {
+    FLOAT: torch.float32,
+    FLOAT16: torch.float16,
+    BFLOAT16: torch.bfloat16,
+}
 
 #: Gets a value's name and the value in fp32 (or its integer type) as it was rounded.
 Observer = Callable[[str, Tensor], None]
@@ -97,7 +101,7 @@ class RoundingEvaluator:
         if node.op_type == "DequantizeLinear":
             return [_dequantize(inputs, step.attributes)]
         kind = _float_type(node, inputs)
-        tensors = [None if value is None else value.tensor for value in inputs]
+        tensors: list[Any] = [None if value is None else value.tensor for value in inputs]
         if step.operator is None:
             results = _reference(node, tensors, self.opset)
         else:
@@ -191,7 +195,7 @@ def _dequantize(inputs: list[Value | None], attributes: dict[str, Any]) -> Value
     return _rounded(steps * _along(scale.tensor, steps, axis), scale.type)
 
 
-def _reference(node: Any, tensors: list[Tensor | None], opset: int) -> list[Tensor]:
+def _reference(node: Any, tensors: list[Any], opset: int) -> list[Tensor]:
     """An operator that has no fast form here, by ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 

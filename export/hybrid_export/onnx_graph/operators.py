@@ -1,7 +1,8 @@
 """ONNX operators on torch tensors, those that vision networks are made of.
 
-Each takes the inputs (floating-point ones in fp32) and the attributes and returns the outputs,
-as the ONNX operator specification has them: https://onnx.ai/onnx/operators.
+Each takes the inputs (floating-point ones in fp32; None for an optional one that is left out) and
+the attributes, and returns the outputs: https://onnx.ai/onnx/operators. Other operators run by
+onnx's reference implementation, which is in NumPy and too slow for a network's convolutions.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Inputs = Sequence[Any]
+Inputs = Sequence[Tensor]
 Attributes = dict[str, Any]
 Operator = Callable[[Inputs, Attributes], Any]
 
@@ -95,7 +96,7 @@ def _average_pool(x: Inputs, a: Attributes) -> Tensor:
 def _gemm(x: Inputs, a: Attributes) -> Tensor:
     left = x[0].transpose(0, 1) if a.get("transA", 0) else x[0]
     right = x[1].transpose(0, 1) if a.get("transB", 0) else x[1]
-    product = (left @ right) * a.get("alpha", 1.0)
+    product: Tensor = (left @ right) * a.get("alpha", 1.0)
     return product + x[2] * a.get("beta", 1.0) if len(x) > 2 and x[2] is not None else product
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from hybrid_train.data.kept_images import LABELS, same_pixels_png
 
 #: Enough to see a wrong graph; each costs half a second a file on two CPU cores at full size.
 DEFAULT_LIMIT = 32
+
+_T = TypeVar("_T")
 
 #: Folders of a run that hold images, see hybrid_train.data.kept_images.
 Kept = Literal["validation", "calibration"]
@@ -126,7 +128,7 @@ def check_calibration(checkpoint: Path | None, calibrate: str | None) -> None:
 
 def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
     """Synthetic mammograms made on the spot, for a checkpoint that came without images."""
-    items = []
+    items: list[_Item] = []
     for row in _phantom_rows(count):
         buffer = io.BytesIO()
         row.save(buffer, format="PNG")
@@ -264,7 +266,7 @@ def _spread(items: Sequence[_Item], limit: int) -> list[_Item]:
     return [item for row in zip_longest(*chosen) for item in row if item is not None]
 
 
-def _even(items: Sequence, count: int) -> list:
+def _even(items: Sequence[_T], count: int) -> list[_T]:
     if len(items) <= count:
         return list(items)
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]

@@ -25,6 +25,12 @@ _NUMPY: dict[int, Any] = {
     TensorProto.FLOAT16: np.dtype(np.float16),
     TensorProto.BFLOAT16: np.dtype(ml_dtypes.bfloat16),
 }
+#: Ends of the names of values that were converted.
+_SUFFIXES: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}
 
 _BF16_OPSET, _BF16_IR = 22, 10
 _AXES_INPUT_OPSET = 18  # reductions take their axes as an input from here on
@@ -74,16 +80,18 @@ def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
     for node in model.graph.node:
         typing.add(node, fp32=node.op_type in SENSITIVE_OPERATORS or node.name in kept)
     typing.finish()
-    typed = onnx.ModelProto()
-    typed.CopyFrom(_without_graph(model))
-    typed.graph.CopyFrom(
-        helper.make_graph(
+    typed = onnx.ModelProto(
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+        opset_import=model.opset_import,
+        metadata_props=model.metadata_props,
+        graph=helper.make_graph(
             typing.nodes,
             model.graph.name,
             list(model.graph.input),
             list(model.graph.output),
             list(typing.initializers.values()),
-        )
+        ),
     )
     prune(typed.graph)
     if precision == "bf16":  # ONNX allows convolutions in BF16 from opset 22, IR 10
@@ -188,13 +196,13 @@ class _Typing:
     def _in_type(self, name: str, kind: int) -> str:
         """The name of that value in that type; makes the weight or the Cast once."""
         if name in self.weights:
-            typed = name if kind == TensorProto.FLOAT else f"{name}.{_suffix(kind)}"
+            typed = name if kind == TensorProto.FLOAT else f"{name}.{_SUFFIXES[kind]}"
             if typed not in self.initializers:
                 self.initializers[typed] = convert(self.weights[name], kind, typed)
             return typed
         if self.types[name] == kind:
             return name
-        typed = f"{name}.{_suffix(kind)}"
+        typed = f"{name}.{_SUFFIXES[kind]}"
         if typed not in self._made:
             self._made.add(typed)
             self.nodes.append(_cast(name, typed, kind))
@@ -208,14 +216,6 @@ def convert(tensor: Any, kind: int, name: str) -> Any:
     with np.errstate(over="ignore"):
         array = numpy_helper.to_array(tensor).astype(_NUMPY[kind])
     return numpy_helper.from_array(array, name)
-
-
-def _suffix(kind: int) -> str:
-    return {
-        TensorProto.FLOAT: "fp32",
-        TensorProto.FLOAT16: "fp16",
-        TensorProto.BFLOAT16: "bf16",
-    }[kind]
 
 
 def _cast(source: str, target: str, kind: int) -> Any:
@@ -271,13 +271,3 @@ def _gradient_arithmetic(graph: Any) -> set[str]:
             and (scope(node) in large or scope(node).startswith("explain_"))
         )
     }
-
-
-def _without_graph(model: Any) -> Any:
-    bare = onnx.ModelProto(
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        opset_import=model.opset_import,
-        metadata_props=model.metadata_props,
-    )
-    return bare

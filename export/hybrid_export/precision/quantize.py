@@ -81,14 +81,14 @@ class _Writer:
     def __init__(self, graph: Any, ranges: Ranges) -> None:
         self.weights = {t.name: t for t in graph.initializer}
         self.nodes: list[Any] = []
-        self.initializers = [numpy_helper.from_array(np.int8(0).reshape(()), _ZERO)]
+        self.initializers = [numpy_helper.from_array(np.array(0, np.int8), _ZERO)]
         self._made: dict[str, str] = {}
 
     def pair(self, name: str, scale: float) -> str:
         """Quantize and dequantize a value; the name of the result."""
         if name not in self._made:
             step = f"{name}.scale"
-            self.initializers.append(numpy_helper.from_array(np.float32(scale), step))
+            self.initializers.append(numpy_helper.from_array(np.array(scale, np.float32), step))
             inner, outer = f"{name}.int8", f"{name}.dequantized"
             self.nodes += [
                 helper.make_node("QuantizeLinear", [name, step, _ZERO], [inner], name=f"/q/{name}"),
@@ -106,14 +106,20 @@ class _Writer:
             values, scales = quantize_weight(
                 numpy_helper.to_array(self.weights[layer.weight]), layer.channel_axis
             )
-            arrays = {"int8": values, "scale": scales, "zero": np.zeros(len(scales), np.int8)}
-            names = [f"{key}.{suffix}" for suffix in arrays]
-            for name, array in zip(names, arrays.values(), strict=True):
-                self.initializers.append(numpy_helper.from_array(array, name))
+            arrays: dict[str, NDArray[Any]] = {
+                f"{key}.int8": values,
+                f"{key}.scale": scales,
+                f"{key}.zero": np.zeros(len(scales), np.int8),
+            }
+            self.initializers += [numpy_helper.from_array(a, name) for name, a in arrays.items()]
             outer = f"{key}.dequantized"
             self.nodes.append(
                 helper.make_node(
-                    "DequantizeLinear", names, [outer], name=f"/dq/{key}", axis=layer.channel_axis
+                    "DequantizeLinear",
+                    list(arrays),
+                    [outer],
+                    name=f"/dq/{key}",
+                    axis=layer.channel_axis,
                 )
             )
             self._made[key] = outer
