@@ -32,7 +32,7 @@ from hybrid_rt.results.rows import RowReader
 from hybrid_rt.selection import ModelFile
 from hybrid_rt.selftest import SelfTest, run_selftest
 from hybrid_rt.spec import ModelSpec, OperatingPoint
-from hybrid_rt.streaming import Pipeline, default_decode_threads
+from hybrid_rt.streaming import Pipeline
 from hybrid_rt.uncertainty.conformal import By
 from hybrid_rt.uncertainty.decision import RuleArguments, Rules, make_rules
 from hybrid_rt.uncertainty.ood import OodDetector, why_missing
@@ -391,12 +391,15 @@ class HybridEngine:
     def _pipeline(
         self, batch_size: int | None, float_range: _Range, decode_threads: int | None = None
     ) -> Pipeline:
+        for name, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; expected a positive integer")
         return Pipeline(
             load=functools.partial(self.load, float_range=float_range),
             run=self._scored,
             is_ready=functools.partial(self._is_ready, float_range=float_range),
-            batch_size=_positive("batch_size", batch_size, self._batch_size),
-            decode_threads=_positive("decode_threads", decode_threads, default_decode_threads()),
+            batch_size=batch_size or self._batch_size,
+            decode_threads=decode_threads,
             parallel=getattr(self._session, "parallel", 1),
         )
 
@@ -415,9 +418,3 @@ class HybridEngine:
 
     def _describe_file(self) -> str:
         return "session" if self._model is None else str(self._model.path)
-
-
-def _positive(name: str, value: int | None, default: int) -> int:
-    if value is not None and value < 1:
-        raise UsageError(f"{name} is {value}; expected a positive integer")
-    return value or default

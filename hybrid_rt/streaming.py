@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,31 +12,30 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from hybrid_rt.backends.base import Outputs, Pixels
+from hybrid_rt.cpu import cores
 from hybrid_rt.errors import HybridError
 from hybrid_rt.images.sources import Sources, is_named, source_name
+
+_MAX_DECODE_THREADS = 8
 
 #: A source, its name, and its row of the outputs or the error that was raised when it was read.
 Result: TypeAlias = tuple[Any, str, "Outputs | HybridError"]
 
 
-def default_decode_threads() -> int:
-    """Return the number of cores that this process may use, at most 8."""
-    return min(len(os.sched_getaffinity(0)), 8)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Pipeline:
     """Decoding and running, with the settings of one call.
 
     ``load`` makes pixels of a source, ``run`` makes outputs of a batch. ``is_ready`` is true for
-    an array of 3 or 4 dimensions that needs no ``load``. ``parallel`` batches run side by side.
+    an array of 3 or 4 dimensions that needs no ``load``. ``decode_threads`` is by default the
+    number of cores, at most 8. ``parallel`` batches run side by side.
     """
 
     load: Callable[[Any], Pixels]
     run: Callable[[Pixels], Outputs]
     is_ready: Callable[[Any, int], bool]
     batch_size: int
-    decode_threads: int
+    decode_threads: int | None
     parallel: int = 1
 
     def run_all(self, sources: Sources) -> Iterator[tuple[Any, str, Outputs]]:
@@ -71,12 +69,13 @@ class Pipeline:
         batches run or wait to be taken. An error that ``load`` raises takes the place of its
         source's row; one that ``run`` raises ends the iteration.
         """
-        window = 2 * self.batch_size + self.decode_threads
+        threads = self.decode_threads or min(cores(), _MAX_DECODE_THREADS)
+        window = 2 * self.batch_size + threads
         remaining = iter(sources)
         count = itertools.count()
         decoding: deque[tuple[Any, Future[Pixels]]] = deque()
         running: deque[_Batch] = deque()
-        decoders = ThreadPoolExecutor(self.decode_threads, "hybrid-decode")
+        decoders = ThreadPoolExecutor(threads, "hybrid-decode")
         runners = ThreadPoolExecutor(self.parallel, "hybrid-run")
 
         def fill() -> None:

@@ -53,12 +53,12 @@ def as_sources(imgs: Source | Iterable[Source]) -> Sources:
     if isinstance(imgs, (str, os.PathLike)):
         files = _files_of(os.fspath(imgs))
         return Sources([imgs], True) if files is None else Sources(files, False)
-    if is_dataset(imgs) or hasattr(imgs, "read"):
-        return Sources([imgs], True)
     if isinstance(imgs, (bytes, bytearray, memoryview, Image.Image)):
         return Sources([imgs], True)
     if arrays.is_array(imgs):
         return _of_array(imgs)
+    if hasattr(imgs, "read") or is_dataset(imgs):
+        return Sources([imgs], True)
     if isinstance(imgs, Iterable) and not isinstance(imgs, Mapping):
         return Sources(imgs, False)
     raise ImageError(unknown_type(imgs))
