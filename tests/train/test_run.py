@@ -157,7 +157,7 @@ def test_a_run_is_not_written_over(folders, tmp_path, capsys):
     assert train(folders, *SMALL, "--output", run) == 0
     before = weights(run)
     assert train(folders, *SMALL, "--output", run) == 2
-    assert "--resume to go on, --overwrite to replace" in capsys.readouterr().err
+    assert "--resume to continue, --overwrite to replace" in capsys.readouterr().err
     assert_equal(weights(run), before)
 
 

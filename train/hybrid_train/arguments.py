@@ -1,4 +1,4 @@
-"""The options of hybrid-train, and an example for each."""
+"""The options of hybrid-train, with an example of each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXAMPLES = """examples:
     torchrun --nproc-per-node 8 -m hybrid_train data.parquet --batch-size 512
   after an interruption, with the same options:
     hybrid-train photos/ --output runs/a --resume
-  from a checkpoint, with a traceback where it fails:
+  from a checkpoint, with a traceback if it fails:
     hybrid-train photos/ --weights birads_classification.pth --debug
 
 exit codes: 0 done; 1 failed while running; 2 wrong usage or bad input; 130 stopped by Ctrl-C,
@@ -46,7 +46,7 @@ with the state saved"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line's parser. No option has a default here: the presets have them."""
+    """Return the parser of hybrid-train; the defaults are in the presets."""
     parser = argparse.ArgumentParser(
         prog="hybrid-train",
         description="Train a ViT + CNN hybrid image classifier.",
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="base: vit_base_patch16_224 + resnet50; tiny: small networks for demos and tests "
         "(default: base)",
     )
-    add("--resume", action="store_true", help="go on with the run in --output")
+    add("--resume", action="store_true", help="continue the run in --output")
     add("--overwrite", action="store_true", help="replace a run in --output")
     add("--seed", type=int, metavar="N", default=0, help="equal seeds, equal runs (default: 0)")
     add("--debug", action="store_true", help="show tracebacks")
@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_data(group: Any) -> None:
+    """Add the options of the data and its preprocessing."""
     add = group.add_argument
     add("--label", metavar="COLUMN", help="label column (default: cancer or label)")
     add("--group", metavar="COLUMN", help="kept on one side of the split (default: patient_id)")
@@ -106,6 +107,7 @@ def add_data(group: Any) -> None:
 
 
 def add_network(group: Any) -> None:
+    """Add the options of the network and its start."""
     add = group.add_argument
     add("--vit", metavar="NAME", help="timm ViT (default: vit_base_patch16_224)")
     add("--cnn", metavar="NAME", help="timm CNN (default: resnet50)")
@@ -117,7 +119,12 @@ def add_network(group: Any) -> None:
         help="the head's hidden sizes (default: 1024,512,256,128,64; tiny: 64)",
     )
     add("--dropout", type=float, metavar="X", help="in the head (default: 0.2; tiny: 0.1)")
-    add("--weights", type=Path, metavar="FILE", help="start from a checkpoint, also the notebook's")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="start from a checkpoint, also one of the notebook",
+    )
     add(
         "--pretrained",
         type=Path,
@@ -128,6 +135,7 @@ def add_network(group: Any) -> None:
 
 
 def add_training(group: Any) -> None:
+    """Add the options of the optimization."""
     add = group.add_argument
     add("--epochs", type=int, metavar="N", help="default: 20; tiny: 9")
     add("--batch-size", type=int, metavar="N", help="over all processes (default: 32; tiny: 16)")
@@ -172,11 +180,12 @@ def add_training(group: Any) -> None:
 
 
 def add_speed(group: Any) -> None:
+    """Add the options of precision, processes and memory."""
     add = group.add_argument
     add(
         "--precision",
         choices=("auto", "fp32", "bf16", "fp16"),
-        help="auto is bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU (default: auto)",
+        help="auto is bf16 if it is fast, else fp16 on a GPU and fp32 on a CPU (default: auto)",
     )
     add("--compile", action="store_true", default=None, help="torch.compile the network")
     add("--workers", type=int, metavar="N", help="decoding processes (default: by the cores)")
@@ -186,7 +195,7 @@ def add_speed(group: Any) -> None:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Comma-separated names."""
+    """Parse comma-separated names."""
     names = tuple(name.strip() for name in text.split(","))
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} has an empty name")
@@ -194,7 +203,7 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Comma-separated whole numbers."""
+    """Parse comma-separated whole numbers."""
     try:
         return tuple(int(number) for number in text.split(",") if number.strip())
     except ValueError as err:

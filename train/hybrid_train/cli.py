@@ -1,4 +1,4 @@
-"""hybrid-train: images and labels to a checkpoint, with honest metrics and a report."""
+"""hybrid-train: turn images and labels into a checkpoint, metrics and a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hybrid_train.arguments import make_parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; see the exit codes in its help."""
+    """Run the command and return its exit code; the help lists the codes."""
     args = make_parser().parse_args(argv)
     arguments = sys.argv[1:] if argv is None else argv
     try:
@@ -32,14 +32,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print(
-            "hybrid-train: stopped at once; what was saved is whole: go on with --resume where an "
-            "epoch was ended, else start again",
+            "hybrid-train: interrupted; saved files are complete: continue with --resume if an "
+            "epoch was finished, else start again",
             file=sys.stderr,
         )
         return 130
 
 
 def train(args: argparse.Namespace, command: str) -> int:
+    """Check the options against each other and train."""
     from dataclasses import fields
 
     from hybrid_train.config import PRESETS, RunConfig, RunOptions
@@ -50,9 +51,9 @@ def train(args: argparse.Namespace, command: str) -> int:
     changes = {k: v for k, v in vars(args).items() if k in known and v is not None}
     config = PRESETS[args.preset].replace(**changes)
     if args.resume and args.output is None:
-        raise UsageError("--resume needs --output, the folder of the run to go on with")
+        raise UsageError("--resume without --output; name the folder of the run to continue")
     if args.resume and args.overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; use one")
+        raise UsageError("--resume continues a run and --overwrite replaces it; use one")
     if args.weights is not None and args.pretrained is not None:
         raise UsageError("--weights and --pretrained both set the start; use one")
     options = RunOptions(
@@ -78,22 +79,26 @@ def train(args: argparse.Namespace, command: str) -> int:
 
 
 def started_by() -> str:
-    """The start of the command that is written into the run: several processes are torchrun's."""
+    """Return how the command was started: directly, or by torchrun for several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return "hybrid-train"
     return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE')} -m hybrid_train"
 
 
 def describe_os_error(err: OSError) -> str:
+    """Return the message of an operating system error in one line."""
     import errno
 
     if err.errno == errno.ENOSPC:
-        return f"the disk is full ({err.filename}); the last good checkpoint is whole: free space "\
-            "and use --resume"  # fmt: skip
+        return (
+            f"the disk is full ({err.filename}); the last checkpoint is complete: free space and "
+            "use --resume"
+        )
     return one_line(err)
 
 
 def one_line(err: BaseException) -> str:
+    """Return the error's message without line breaks."""
     return " ".join(str(err).split())
 
 

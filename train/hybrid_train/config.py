@@ -1,4 +1,4 @@
-"""What a training run does, in one frozen description, and the two presets."""
+"""The settings of a training run in one frozen dataclass, and the two presets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Settings of a run; the command line's options by the same names."""
+    """Settings of a run; the command line's options have the same names."""
 
     vit: str = "vit_base_patch16_224"
     cnn: str = "resnet50"
@@ -110,10 +110,10 @@ class RunConfig:
         parse_criterion(self.threshold)
 
     def batch_size_for(self, images: int, processes: int) -> int:
-        """The global batch size: all images where they are fewer than a batch.
+        """Return the global batch size: at most the number of images.
 
-        Raises UsageError for one that cannot be dealt to the processes evenly, in pairs for
-        mixup and cutmix.
+        Raises:
+            UsageError: The size is no multiple of the processes, or of pairs for mixup and cutmix.
         """
         mixing = self.mixup > 0 or self.cutmix > 0
         unit = processes * (2 if mixing else 1)
@@ -126,9 +126,11 @@ class RunConfig:
         return min(self.batch_size, max(unit, images - images % unit))
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name."""
         return asdict(self)
 
     def replace(self, **changes: Any) -> RunConfig:
+        """Return a copy with changed settings; raises UsageError for an unknown name."""
         unknown = sorted(set(changes) - {f.name for f in fields(self)})
         if unknown:
             known = ", ".join(f.name for f in fields(self))
@@ -137,16 +139,17 @@ class RunConfig:
 
 
 def option(name: str) -> str:
-    """A setting as the command line spells it."""
+    """Return a setting as the command line spells it."""
     return "--" + name.replace("_", "-")
 
 
 def expected(lowest: float, highest: float) -> str:
+    """Return a range in words."""
     return f"{lowest} or more" if highest == math.inf else f"{lowest} to {highest}"
 
 
 def parse_criterion(criterion: str) -> tuple[str, float]:
-    """("sensitivity" | "specificity" | "youden" | "fixed", value)."""
+    """Return the kind (sensitivity, specificity, youden or fixed) and its value."""
     name, equals, number = criterion.partition("=")
     if criterion == "youden":
         return "youden", 0.0
@@ -166,7 +169,7 @@ def parse_criterion(criterion: str) -> tuple[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run is started with, beside its settings."""
+    """The input, the start and the output of a run."""
 
     data: str
     output: Path
@@ -174,7 +177,7 @@ class RunOptions:
     resume: bool = False
     overwrite: bool = False
     weights: Path | None = None
-    #: Settings that were asked for; a checkpoint keeps its own for the others.
+    #: Settings that the user set; a checkpoint keeps its own for the others.
     given: frozenset[str] = frozenset()
     #: None: random weights. Empty: timm's from the hub. Else files, ViT first.
     pretrained: Sequence[Path] | None = None
@@ -182,9 +185,9 @@ class RunOptions:
 
 
 PRESETS = {
-    # The network of the paper and the notebook.
+    # The networks of the paper and the notebook.
     "base": RunConfig(),
-    # Small enough to learn the phantoms from nothing on two CPU cores in a minute or two.
+    # Learns the phantoms from random weights on two CPU cores in a minute or two.
     "tiny": RunConfig(
         vit="test_vit",
         cnn="test_resnet",

@@ -1,4 +1,4 @@
-"""Where a run came from: library versions and commit; and JSON that appears whole."""
+"""Provenance of a run: library versions and commit; and a complete JSON file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hybrid_rt.files import atomic_path
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that change results."""
     from importlib.metadata import version
 
     names = ("hybrid-rt", "torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn")
@@ -19,7 +20,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the sources, where they are a git checkout."""
+    """Return the commit of the sources; None if they are no git checkout."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
@@ -34,5 +35,6 @@ def git_commit() -> str | None:
 
 
 def write_json(path: Path, data: Any) -> None:
+    """Write data as JSON: the complete file, or the older one stays."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")

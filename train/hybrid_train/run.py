@@ -1,4 +1,4 @@
-"""From DATA to a finished run folder: split, train, calibrate, measure, report."""
+"""Run a training: open the data, split, train, finish the run folder."""
 
 from __future__ import annotations
 
@@ -27,15 +27,24 @@ from hybrid_train.provenance import write_json
 
 
 def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | None:
-    """Train and write the run folder; the metrics, or None where Ctrl-C ended it.
+    """Train and write the run folder.
 
-    Raises UsageError, DataError, CheckpointError or TrainingError; what an earlier run left in
-    the folder is then as it was.
+    Args:
+        options: The data, the start and the output of the run.
+        config: The settings of the run.
+        log: Called with each line of the log.
+
+    Returns:
+        The metrics; None if Ctrl-C ended the run, and in all processes but the first.
+
+    Raises:
+        UsageError, DataError, CheckpointError, TrainingError: An earlier run in the folder is
+            left as it was.
     """
     with join_processes() as processes:
         options = replace(options, output=Path(processes.agree(str(options.output))))
         check_output(options)
-        processes.barrier()  # all have looked before the first one writes
+        processes.barrier()  # all have checked before the first one writes
         config.batch_size_for(config.batch_size, processes.world)
         choose_precision(config.precision, processes.device)
         start = choose_start(
@@ -60,7 +69,7 @@ def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | No
         for note in warnings_of(samples, split):
             say(f"warning: {note}")
         if "threshold" in options.given and len(samples.classes) > 2:
-            say("warning: --threshold is not used: it separates two classes, and here are more")
+            say("warning: --threshold is not used: it needs two classes, and the data has more")
         torch.manual_seed(config.seed)
         model, spec = make_model(samples, start, config)
         trainer = Trainer(model, spec, config, dataset, split, options.output, processes, say)
@@ -77,25 +86,26 @@ def fit(options: RunOptions, config: RunConfig, log: Log) -> dict[str, Any] | No
             + (f", {processes.world} processes" if processes.world > 1 else "")
         )
         if not trainer.run():
-            say(f"stopped; go on with the same command and --resume ({options.output / LAST})")
+            say(f"stopped; continue with the same command and --resume ({options.output / LAST})")
             return None
         return finish(trainer, options.command, say)
 
 
 def check_output(options: RunOptions) -> None:
-    """Refuse to write over an earlier run unless told to."""
+    """Raise UsageError if the output holds an earlier run that may not be changed."""
     output = options.output
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output} is a file; expected a folder")
     there = [name for name in (BEST, LAST, "metrics.json") if (output / name).exists()]
     if there and not (options.resume or options.overwrite):
         raise UsageError(
-            f"{output} holds a run already ({there[0]}); use --resume to go on, --overwrite to "
+            f"{output} holds a run already ({there[0]}); use --resume to continue, --overwrite to "
             "replace it, or another --output"
         )
 
 
 def prepare_folder(options: RunOptions, config: RunConfig, samples: Samples, split: Split) -> None:
+    """Make the run folder and write split.json and config.json."""
     output = options.output
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -113,10 +123,10 @@ def prepare_folder(options: RunOptions, config: RunConfig, samples: Samples, spl
 def decode_images(
     dataset: ImageDataset, config: RunConfig, say: Log, *, quiet: bool = False
 ) -> Samples:
-    """Decode all images if they fit the cache; leave bad ones out, or fail, as told."""
+    """Decode all images, cache them if they fit, and leave out or refuse bad ones."""
     say(f"decoding {len(dataset)} images")
     if not dataset.decode_all(config.cache_gib * 2**30, quiet=quiet):
-        say(f"they need more than --cache-gib {config.cache_gib:g}: decoded again each epoch")
+        say(f"images need more than --cache-gib {config.cache_gib:g}: decoded again each epoch")
     if dataset.bad:
         first = list(dataset.bad.values())[:3]
         listing = "; ".join(first) + (" …" if len(dataset.bad) > 3 else "")
@@ -131,6 +141,7 @@ def decode_images(
 
 
 def describe(samples: Samples) -> str:
+    """Return the samples' origin and counts in one line."""
     counts = ", ".join(f"{name}: {n}" for name, n in samples.counts().items())
     text = f"{samples.origin}: {len(samples)} images for {samples.task!r} ({counts})"
     for reason, number in samples.dropped.items():
@@ -139,6 +150,7 @@ def describe(samples: Samples) -> str:
 
 
 def describe_split(samples: Samples, split: Split) -> str:
+    """Return the size of each subset in one line."""
     lines = []
     for name, indices in split.subsets().items():
         text = f"{name} {len(indices)}"

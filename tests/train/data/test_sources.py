@@ -176,7 +176,7 @@ def test_split_folders_are_used_as_given(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nothing/here/at/all", "is not there; expected a folder"),
+        ("nothing/here/at/all", "does not exist; expected a folder"),
         ("owner/dataset", "Hugging Face hub.*no folder of that name.*hybrid-train path/to/dataset"),
         ("phantom:x", "expected phantom or phantom:N"),
         ("README.md", "is a .md file; expected a parquet"),

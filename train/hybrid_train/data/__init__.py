@@ -1,1 +1,1 @@
-"""From files and tables to batches of pixels."""
+"""Data: from files and tables to batches of pixels."""

@@ -1,7 +1,7 @@
-"""Augmentation of a batch on its own device; all of it fits greyscale images.
+"""Augment a batch on its own device, with operations that fit greyscale images.
 
-Random numbers are drawn for the global batch from (seed, epoch, step), and each process takes its
-share: the same image is changed in the same way however many processes train.
+Random numbers are drawn for the global batch from (seed, epoch, step), and each process takes
+its share. An image is therefore changed in the same way on any number of processes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ GREYSCALE_OPERATIONS = [
 def augment(
     images: Tensor, strength: str, random: np.random.Generator, share: slice, batch: int
 ) -> Tensor:
-    """Changed ``images``, float ``[b, 3, h, w]`` in 0..1; ``share`` of the global batch is ours.
+    """Return changed copies of ``images``, float ``[b, 3, h, w]`` in 0..1.
 
-    "flip" mirrors at both axes; "standard" also rotates up to 15 degrees, scales 0.9 to 1.1,
+    "flip" mirrors at both axes. "standard" also rotates up to 15 degrees, scales 0.9 to 1.1,
     shifts up to 5% and changes brightness and contrast up to 10%.
+
+    Args:
+        images: The images of this process.
+        strength: "none", "flip" or "standard".
+        random: Draws for the global batch.
+        share: The places of ``images`` in the global batch.
+        batch: The size of the global batch.
     """
     if strength == "none":
         return images
@@ -64,7 +71,7 @@ def augment(
 
 
 def rand_augment(images: Tensor, magnitude: int, seed: list[int], share: slice) -> Tensor:
-    """timm's RandAugment (two operations an image) on float ``[b, 3, h, w]`` in 0..1."""
+    """Apply timm's RandAugment, two operations an image, to float ``[b, 3, h, w]`` in 0..1."""
     import random
 
     from PIL import Image
@@ -91,7 +98,7 @@ def rand_augment(images: Tensor, magnitude: int, seed: list[int], share: slice) 
 
 
 def mixer(mixup: float, cutmix: float, smoothing: float, classes: int) -> Any:
-    """timm's Mixup for ``(images, labels)``, or None where both are off."""
+    """Return timm's Mixup for ``(images, labels)``; None if mixup and cutmix are off."""
     if mixup <= 0 and cutmix <= 0:
         return None
     from timm.data import Mixup

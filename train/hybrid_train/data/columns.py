@@ -1,4 +1,4 @@
-"""A table's columns as Samples: which one is the label, which the group, what becomes of nulls."""
+"""Make Samples of a table's columns: choose label and group, and handle nulls."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ GROUP_COLUMNS = ("patient_id", "patient", "subject_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of any kind: ``read`` returns a column's cells; ``source`` and ``name`` are of a row."""
+    """Rows of any origin.
+
+    ``read`` returns a column's cells. ``source`` and ``name`` return a row's image and name.
+    """
 
     origin: str
     columns: Sequence[str]
     read: Callable[[str], Sequence[Any]]
     source: Callable[[int], Any]
     name: Callable[[int], str]
-    #: "train", "val" or "test" for each row, where the data says so.
+    #: "train", "val" or "test" for each row, if the data has a split of its own.
     given_split: NDArray[np.str_] | None = None
 
 
 def samples_of(table: Table, options: DataOptions) -> Samples:
-    """The table's labelled rows. Raises DataError or UsageError that lists the columns."""
+    """Return the table's labelled rows; DataError and UsageError list the columns."""
     columns = table.columns
     label = find_column("label", options.label, LABEL_COLUMNS, columns, table.origin)
     group = options.group or next((c for c in GROUP_COLUMNS if c in columns), None)
@@ -66,7 +69,7 @@ def samples_of(table: Table, options: DataOptions) -> Samples:
 
 
 def with_null_label(names: list[str | None], label: str, options: DataOptions) -> list[str | None]:
-    """The labels, nulls as --null-label names them; a class of the data's own is refused."""
+    """Return the labels with --null-label for nulls; raises UsageError for a known class."""
     null_label = options.null_label
     if null_label is None:
         return names
@@ -80,7 +83,7 @@ def with_null_label(names: list[str | None], label: str, options: DataOptions) -
 
 
 def check_labels(names: list[str], rows: int, label: str, table: Table) -> None:
-    """Raise DataError for a column without labels, or with as many as rows."""
+    """Raise DataError if the column has no labels, or as many as rows."""
     if not names:
         raise DataError(f"{table.origin} has no row with a {label!r}: all {rows} are null")
     distinct = len(set(names))
@@ -92,7 +95,7 @@ def check_labels(names: list[str], rows: int, label: str, table: Table) -> None:
 
 
 def label_text(value: Any) -> str | None:
-    """A cell as a class name: 1.0 and 1 are "1", None and NaN are no label."""
+    """Return a cell as a class name: 1.0 and 1 are "1"; None and NaN are None."""
     if value is None:
         return None
     if isinstance(value, bool):
@@ -108,7 +111,10 @@ def label_text(value: Any) -> str | None:
 def index_labels(
     names: list[str], options: DataOptions
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Class names in order (numbers by value, the null class first) and each row's index."""
+    """Return the class names in order, and each row's index.
+
+    The null class is first; numbers are ordered by value, before other names.
+    """
 
     def order(name: str) -> tuple[int, float, str]:
         if name == options.null_label:
@@ -124,13 +130,14 @@ def index_labels(
 
 
 def display_names(label: str, found: tuple[str, ...], options: DataOptions) -> tuple[str, ...]:
-    """0 and 1 of a finding's column read better as "no cancer" and "cancer"."""
+    """Return the classes by the names to show: "no cancer" and "cancer" for 0 and 1."""
     if options.class_names is None and found == ("0", "1") and label not in LABEL_COLUMNS[1:]:
         return (f"no {label}", label)
     return rename_classes(found, options.class_names)
 
 
 def read_groups(table: Table, group: str, kept: list[int]) -> NDArray[np.str_]:
+    """Return the group of each kept row; raises DataError for nulls."""
     values = table.read(group)
     groups = [label_text(values[row]) for row in kept]
     nulls = sum(g is None for g in groups)
@@ -145,7 +152,7 @@ def read_groups(table: Table, group: str, kept: list[int]) -> NDArray[np.str_]:
 def find_column(
     kind: str, asked: str | None, usual: Sequence[str], columns: Sequence[str], origin: str
 ) -> str:
-    """The column that was asked for, or the first of the usual ones."""
+    """Return the column that was asked for, or the first of the usual ones."""
     if asked is not None:
         if asked not in columns:
             raise DataError(missing_column(kind, asked, columns, origin))
@@ -158,4 +165,5 @@ def find_column(
 
 
 def missing_column(kind: str, asked: str, columns: Sequence[str], origin: str) -> str:
+    """Return the message for a missing column."""
     return f"{origin} has no {kind} column {asked!r}; it has {', '.join(columns)}"

@@ -1,10 +1,9 @@
-"""Images that a run keeps, so that an export needs no data: some to validate on, others to
-calibrate INT8 on.
+"""Keep images in a run folder, so that an export can be validated and calibrated without the data.
 
     keep_images(run, dataset, split, seed=0)
 
-``validation/`` and ``calibration/`` each hold image files and ``labels.json``, which names each
-file's class and group. No image of one is in the other.
+``validation/`` and ``calibration/`` each hold image files and ``labels.json``, which lists each
+file's class and group. No image is in both. ``calibration/`` is for INT8.
 """
 
 from __future__ import annotations
@@ -39,11 +38,10 @@ CALIBRATION_IMAGES = 64
 
 
 def keep_images(run: Path, dataset: ImageDataset, split: Split, *, seed: int) -> None:
-    """Write both folders; what was in them is removed first.
+    """Write both folders; their earlier content is removed first.
 
-    Validation images are kept as the data has them: an export then checks the way from a file of
-    this kind to the pixels too. Of calibration images only the pixels matter, so they are PNG
-    without the original's metadata.
+    Validation images keep their original files, so that an export also checks decoding. For
+    calibration only the pixels matter, so its images are PNG without the original's metadata.
     """
     samples = dataset.samples
     chosen = choose(samples, split.val, VALIDATION_IMAGES, seed)
@@ -58,9 +56,9 @@ def keep_images(run: Path, dataset: ImageDataset, split: Split, *, seed: int) ->
 
 
 def choose(samples: Samples, indices: Indices, count: int, seed: int) -> list[int]:
-    """Up to ``count`` different images: classes in turn, of the groups that were taken least.
+    """Return up to ``count`` different images: classes in turn, the least used groups first.
 
-    Equal seeds choose equal images, in the same order. Images are different if their checksums are.
+    Equal seeds choose equal images in the same order. Images differ if their checksums differ.
     """
     order = np.random.default_rng([seed, 6]).permutation(indices)
     _, first = np.unique(np.array(samples.checksums)[order], return_index=True)
@@ -83,7 +81,7 @@ def choose(samples: Samples, indices: Indices, count: int, seed: int) -> list[in
 def write_folder(
     folder: Path, samples: Samples, chosen: list[int], files: Iterable[tuple[str, bytes]]
 ) -> None:
-    """The files, numbered, and labels.json; no folder where there is no image."""
+    """Write the files, numbered, and labels.json; no folder if there is no image."""
     shutil.rmtree(folder, ignore_errors=True)
     if not chosen:
         return
@@ -103,7 +101,7 @@ def write_folder(
 
 
 def as_it_is(source: Any) -> tuple[str, bytes]:
-    """Suffix and content of an image's file, unchanged if it is encoded already."""
+    """Return suffix and content of an image's file; encoded content stays unchanged."""
     if isinstance(source, Path):
         return source.suffix.lower(), source.read_bytes()
     if isinstance(source, Image.Image):
@@ -113,17 +111,17 @@ def as_it_is(source: Any) -> tuple[str, bytes]:
 
 
 def without_metadata(dataset: ImageDataset, index: int) -> tuple[str, bytes]:
-    """Suffix and content of a PNG with the pixels alone; the file as it is if there is none."""
+    """Return suffix and content of a PNG without metadata, or the original file."""
     source = dataset.samples.source(index)
     content = same_pixels_png(source, dataset[index][0], dataset.preprocess)
     return as_it_is(source) if content is None else (".png", content)
 
 
 def same_pixels_png(source: Any, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes | None:
-    """A PNG without metadata from which ``load_pixels`` loads ``pixels``, as from ``source``.
+    """Return a PNG without metadata from which ``load_pixels`` loads exactly ``pixels``.
 
-    It holds the pixels themselves, or, if loading would crop or resize them again, the complete
-    image in 8 bits. None if neither has exactly the same pixels.
+    The PNG holds the pixels themselves. If loading would crop or resize them again, it holds the
+    complete image of ``source`` in 8 bits. None if neither has exactly the same pixels.
     """
     for image in (lambda: pixels, lambda: np.asarray(decode(source, preprocess))):
         content = png(Image.fromarray(image()))
@@ -133,7 +131,7 @@ def same_pixels_png(source: Any, pixels: NDArray[np.uint8], preprocess: Preproce
 
 
 def png(image: Image.Image) -> bytes:
-    """The image as a PNG file."""
+    """Return the image as the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,7 +1,7 @@
-"""Images as tensors: the runtime's pixels, cached or decoded by workers, batch by batch.
+"""Load images as tensors, batch by batch: the runtime's pixels, cached or decoded by workers.
 
-Every random choice comes from (seed, epoch, batch) alone, so that a run can be resumed in the
-middle of an epoch, and two processes see what one would.
+Every random choice depends on (seed, epoch, batch) alone. A run can therefore resume in the
+middle of an epoch, and two processes see the batches of one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from hybrid_train.data.samples import Samples
 
 
 class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]]):
-    """Pixels uint8 ``[height, width, 3]`` and index of sample i, from load_pixels.
+    """Pixels, uint8 ``[height, width, 3]``, and index of each sample, from load_pixels.
 
-    The cache keeps one channel while all images are grey.
+    The cache holds one channel as long as all images are grey.
     """
 
     def __init__(self, samples: Samples, preprocess: Preprocess) -> None:
@@ -61,10 +61,10 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]]):
             raise DataError(f"{self.samples.names[index]}: {err}") from err
 
     def decode_all(self, cache_bytes: float, *, quiet: bool = False) -> bool:
-        """Decode every image once; True where all fit into ``cache_bytes`` and were kept.
+        """Decode every image once; return True if all fit into ``cache_bytes`` and were kept.
 
-        A bar is shown on a terminal unless ``quiet``.
-        Notes in ``bad`` those that cannot be read, and in the samples a checksum of the others.
+        ``bad`` receives the errors of images that cannot be read, the samples a checksum of each
+        other image. A terminal shows a bar unless ``quiet``.
         """
         checksums = [0] * len(self)
         bytes_each = self.preprocess.height * self.preprocess.width
@@ -115,10 +115,9 @@ class ImageDataset(Dataset[tuple[NDArray[np.uint8], int]]):
 
 
 class BatchPlan:
-    """Which samples make up which batch of an epoch, for one of ``world`` processes.
+    """The samples of each batch of an epoch, for one of ``world`` processes.
 
-    Each global batch is dealt out in turn, so that all processes together see the same batches
-    as one process alone.
+    A global batch is dealt out in turn, so that all processes together see the batches of one.
     """
 
     def __init__(
@@ -139,11 +138,11 @@ class BatchPlan:
         self.rank, self.world = rank, world
 
     def __len__(self) -> int:
-        """Batches an epoch; a last incomplete one is left out unless it is the only one."""
+        """Return the batches an epoch; an incomplete last one counts only if it is alone."""
         return max(1, len(self.indices) // self.batch_size)
 
     def epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Global batches of an epoch."""
+        """Return the global batches of an epoch."""
         rng = np.random.default_rng([self.seed, epoch, 1])
         if self.balanced:
             counts = np.bincount(self.labels[self.indices])
@@ -155,20 +154,21 @@ class BatchPlan:
         return [self.indices[order[i * size : (i + 1) * size]] for i in range(len(self))]
 
     def group_size(self, batch: int) -> int:
-        """Batches whose gradients are averaged together with those of an epoch's n-th."""
+        """Return the number of batches that are accumulated with the epoch's n-th."""
         first = batch - batch % self.accumulate
         return min(self.accumulate, len(self) - first)
 
     def ends_group(self, batch: int) -> bool:
-        """Whether the weights move after an epoch's n-th batch."""
+        """Return whether the weights move after the epoch's n-th batch."""
         return (batch + 1) % self.accumulate == 0 or batch + 1 == len(self)
 
     def share(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return this process's images of a global batch."""
         return batch[self.rank :: self.world]
 
 
 class Loader:
-    """Decodes batches of sample indices; its worker processes live as long as it does."""
+    """A decoder of batches of sample indices; its worker processes live as long as it does."""
 
     def __init__(self, dataset: ImageDataset, *, workers: int, pin: bool) -> None:
         self._batches: list[list[int]] = []
@@ -189,18 +189,19 @@ class Loader:
         return len(self._batches)
 
     def load(self, batches: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images uint8 ``[b, 3, height, width]``, indices) for each batch, in order."""
+        """Yield (images uint8 ``[b, 3, height, width]``, indices) for each batch, in order."""
         self._batches = [batch.tolist() for batch in batches]
         yield from self._loader
 
 
 def collate(items: list[tuple[NDArray[np.uint8], int]]) -> tuple[Tensor, Tensor]:
+    """Stack the images of a batch as ``[b, 3, height, width]``, and their indices."""
     images = torch.from_numpy(np.stack([image for image, _ in items]))  # [b, h, w, 3]
     indices = torch.tensor([index for _, index in items])
     return images.permute(0, 3, 1, 2), indices  # NHWC -> NCHW
 
 
 def available_cores() -> int:
-    """Cores for this process: those it may run on, divided among torchrun's on this machine."""
+    """Return this process's share of the cores, divided among torchrun's processes."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, len(os.sched_getaffinity(0)) // local)

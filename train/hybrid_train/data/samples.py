@@ -1,7 +1,7 @@
-"""Samples: labelled images, whatever they come from.
+"""Samples: labelled images of any source.
 
-Every source becomes one Samples: labels as class indices, groups (patients), and a way to get
-image i as the runtime's image loader takes it.
+Every source becomes one Samples: labels as class indices, groups (patients), and a function
+that returns image i in a form that the runtime's loader accepts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybrid_rt.errors import UsageError
 
-#: Folder names that mean a split of the data.
+#: Folder names of a split.
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -34,7 +34,7 @@ AGE_BANDS = ((0, 50), (50, 60), (60, 70), (70, 200))
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What of a table is the image, the label and the group; None finds it by its usual name."""
+    """The columns of image, label and group; None finds a column by its usual name."""
 
     label: str | None = None
     group: str | None = None
@@ -57,18 +57,18 @@ class Samples:
     names: Sequence[str]
     group_column: str | None = None
     groups: NDArray[np.str_] | None = None
-    #: "train", "val" or "test" for each, where the data says so.
+    #: "train", "val" or "test" for each, if the data has a split of its own.
     given_split: NDArray[np.str_] | None = None
     columns: Mapping[str, list[Any]] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
-    #: Of each image's pixels, once they were decoded.
+    #: Of each image's pixels, once they are decoded.
     checksums: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> Samples:
-        """Some of the samples, in that order."""
+        """Return some of the samples, in that order."""
         return replace(
             self,
             labels=self.labels[indices],
@@ -81,7 +81,7 @@ class Samples:
         )
 
     def fingerprint(self) -> str:
-        """Changes when names, labels, groups or decoded images do; 16 hexadecimal digits."""
+        """Return 16 hexadecimal digits of names, labels, groups and decoded images."""
         digest = hashlib.sha256()
         groups = self.groups if self.groups is not None else [""] * len(self)
         for name, label, group in zip(self.names, self.labels, groups, strict=True):
@@ -90,14 +90,14 @@ class Samples:
         return digest.hexdigest()[:16]
 
     def counts(self, indices: NDArray[np.int64] | None = None) -> dict[str, int]:
-        """Images of each class."""
+        """Return the number of images of each class."""
         labels = self.labels if indices is None else self.labels[indices]
         return {name: int((labels == i).sum()) for i, name in enumerate(self.classes)}
 
 
 @dataclass(frozen=True)
 class Taken:
-    """Some of a source's images; a class, so that it can be passed to decoding workers."""
+    """Some of a source's images; a class, so that decoding workers can unpickle it."""
 
     source: Callable[[int], Any]
     indices: tuple[int, ...]
@@ -107,6 +107,7 @@ class Taken:
 
 
 def rename_classes(found: tuple[str, ...], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the classes by their given names; raises UsageError for a wrong number."""
     if names is None:
         return found
     if len(names) != len(found):

@@ -1,4 +1,4 @@
-"""Open labelled images from anywhere: class folders, parquet, the Hugging Face hub, phantoms.
+"""Open labelled images: class folders, parquet, the Hugging Face hub, phantoms.
 
 samples = open_data("hongrui/mammogram_v_1", DataOptions(label="cancer"))
 """
@@ -23,7 +23,7 @@ from hybrid_train.phantom.generate import generate, parse_phantom
 
 
 def open_data(data: str, options: DataOptions) -> Samples:
-    """Open DATA as the command line takes it. Raises DataError that says what was found."""
+    """Open DATA of the command line; DataError names what was found."""
     path = Path(data)
     if data == "phantom" or data.startswith("phantom:"):
         samples = open_phantoms(data, options)
@@ -41,14 +41,14 @@ def open_data(data: str, options: DataOptions) -> Samples:
         samples = open_hub(data, options)
     else:
         raise DataError(
-            f"{data} is not there; expected a folder of class folders, a parquet file or a folder "
-            "of them, a hub name such as hongrui/mammogram_v_1, or phantom"
+            f"{data} does not exist; expected a folder of class folders, a parquet file or a "
+            "folder of them, a hub name such as hongrui/mammogram_v_1, or phantom"
         )
     return check(samples)
 
 
 def open_folder(root: Path, options: DataOptions) -> Samples:
-    """One folder a class, or train/val/test folders of those."""
+    """Open a folder with a folder for each class, or train, val and test folders of those."""
     if options.label or options.group or options.null_label:
         raise UsageError(
             "--label, --group and --null-label are for tables; a folder's classes are the names "
@@ -86,7 +86,7 @@ def open_folder(root: Path, options: DataOptions) -> Samples:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted, hidden ones left out."""
+    """Return the image files below a folder, sorted, without hidden ones."""
     return [
         p
         for p in sorted(folder.rglob("*"))
@@ -95,7 +95,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def check(samples: Samples) -> Samples:
-    """The samples, if they can be learned from."""
+    """Return the samples; raises DataError if they have fewer than two classes."""
     present = Counter(samples.labels.tolist())
     if len(present) < 2:
         only = samples.classes[next(iter(present))] if present else "none"
@@ -107,7 +107,7 @@ def check(samples: Samples) -> Samples:
 
 
 def open_phantoms(data: str, options: DataOptions) -> Samples:
-    """The built-in synthetic mammograms: ``phantom`` or ``phantom:N`` for about N images."""
+    """Make the synthetic mammograms of ``phantom`` or ``phantom:N``, about N images."""
     from concurrent.futures import ThreadPoolExecutor
 
     patients = parse_phantom(data)
@@ -136,6 +136,6 @@ def open_phantoms(data: str, options: DataOptions) -> Samples:
 
 
 def phantom_rows(bounds: tuple[int, int], *, seed: int) -> list[dict[str, Any]]:
-    """Rows of the patients from bounds[0] up to bounds[1]; made in a thread."""
+    """Return the rows of the patients from bounds[0] up to bounds[1]."""
     start, stop = (int(b) for b in bounds)
     return list(generate(stop - start, seed=seed, start=start))

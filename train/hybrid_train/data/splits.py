@@ -1,4 +1,4 @@
-"""Train, validation and test: no patient on two sides, classes in the same shares."""
+"""Split samples into train, val and test by patient, with equal shares of the classes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class Split:
     test: Indices
 
     def subsets(self) -> dict[str, Indices]:
+        """Return the indices by subset name."""
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
 def make_split(
     samples: Samples, *, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
 ) -> Split:
-    """Split as the data's own folders say, else by group, else image by image; stratified.
+    """Return the data's own split, else one by group, else one by image; stratified.
 
-    Raises DataError if a subset would be empty or training would miss a class.
+    Raises:
+        DataError: A subset would be empty, or training would miss a class.
     """
     everything = np.arange(len(samples))
     if samples.given_split is not None:
@@ -55,9 +57,10 @@ def make_split(
 def take_subset(
     samples: Samples, indices: Indices, fraction: float, seed: int
 ) -> tuple[Indices, Indices]:
-    """(rest, subset): about ``fraction`` of the images, whole groups, the classes' shares kept.
+    """Return (rest, subset): about ``fraction`` of the images, complete groups, stratified.
 
-    Folds of scikit-learn's StratifiedGroupKFold (StratifiedKFold without groups).
+    The subset is the best fold of scikit-learn's StratifiedGroupKFold (StratifiedKFold without
+    groups).
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -88,7 +91,7 @@ def take_subset(
 
 
 def imbalance(labels: NDArray[np.int64], subset: Indices, fraction: float) -> float:
-    """How far the classes' counts in ``subset`` are from ``fraction`` of all, relatively."""
+    """Return the relative distance of the classes' counts from ``fraction`` of all."""
     total = np.bincount(labels).astype(float)
     taken = np.bincount(labels[subset], minlength=len(total))
     wanted = total * fraction
@@ -96,6 +99,7 @@ def imbalance(labels: NDArray[np.int64], subset: Indices, fraction: float) -> fl
 
 
 def check_split(samples: Samples, split: Split) -> None:
+    """Raise DataError for an empty subset, a missing class, or a group on two sides."""
     for name in ("train", "val"):
         if not len(split.subsets()[name]):
             raise DataError(f"{samples.origin} leaves no image for {name}")
@@ -111,7 +115,7 @@ def check_split(samples: Samples, split: Split) -> None:
 
 
 def shared_groups(samples: Samples, split: Split) -> set[str]:
-    """Groups that stand on two sides: none in our own splits, perhaps in given ones."""
+    """Return the groups on two sides; only a split of the data itself can have some."""
     if samples.groups is None:
         return set()
     train, val, test = (set(samples.groups[subset].tolist()) for subset in split.subsets().values())
@@ -119,7 +123,7 @@ def shared_groups(samples: Samples, split: Split) -> set[str]:
 
 
 def warnings_of(samples: Samples, split: Split) -> list[str]:
-    """What a reader of the metrics should know about the split."""
+    """Return warnings about metrics on this split."""
     notes = []
     shared = shared_groups(samples, split)
     if shared:
@@ -142,7 +146,7 @@ def save_split(path: Path, samples: Samples, split: Split) -> None:
 
 
 def load_split(path: Path, samples: Samples) -> Split:
-    """The split of an earlier run; raises DataError where the data is not the same."""
+    """Load the split of an earlier run; raises DataError if the data has changed."""
     try:
         data = json.loads(path.read_text())
         fingerprint = data["fingerprint"]

@@ -18,7 +18,7 @@ IMAGE_COLUMNS = ("image", "img")
 
 
 def open_parquet(files: Sequence[Path], origin: str, options: DataOptions) -> Samples:
-    """Parquet files with a column of encoded images, or of paths beside the files."""
+    """Open parquet files with a column of encoded images, or of paths beside the files."""
     import datasets
 
     try:
@@ -26,7 +26,7 @@ def open_parquet(files: Sequence[Path], origin: str, options: DataOptions) -> Sa
             table = datasets.load_dataset(
                 "parquet", data_files=[str(f) for f in files], split="train"
             )
-    except Exception as err:  # pyarrow and datasets raise kinds of their own for damaged files
+    except Exception as err:  # pyarrow and datasets have no common error for damaged files
         raise DataError(
             f"{origin} cannot be read as parquet ({type(err).__name__}: {last_line(err)}); "
             "copy it again"
@@ -37,7 +37,7 @@ def open_parquet(files: Sequence[Path], origin: str, options: DataOptions) -> Sa
 
 
 def open_hub(name: str, options: DataOptions) -> Samples:
-    """A dataset of the Hugging Face hub, by name; all its splits are taken together."""
+    """Open a dataset of the Hugging Face hub by name, with all its splits."""
     import datasets
 
     try:
@@ -46,8 +46,8 @@ def open_hub(name: str, options: DataOptions) -> Samples:
     except Exception as err:  # offline, unknown or gated: the library's errors have no common root
         raise DataError(
             f"{name} cannot be downloaded from the Hugging Face hub ({type(err).__name__}: "
-            f"{last_line(err)}), and no folder of that name is here; download its parquet files "
-            "where there is a network, and pass their folder instead: "
+            f"{last_line(err)}), and no folder has that name; download its parquet files on a "
+            "machine with a network, and pass their folder instead: "
             f"hybrid-train path/to/{name.split('/')[1]}"
         ) from err
     table = datasets.concatenate_datasets(list(splits.values()))
@@ -66,7 +66,7 @@ def open_dataset(
     given_split: Any = None,
     folder: Path | None = None,
 ) -> Samples:
-    """A Dataset of the ``datasets`` library; relative paths in it are of ``folder``."""
+    """Open a Dataset of the ``datasets`` library; relative paths in it are of ``folder``."""
     import datasets
 
     image = find_column("image", options.image, IMAGE_COLUMNS, dataset.column_names, origin)
@@ -94,7 +94,7 @@ def open_dataset(
 
 @dataclass(frozen=True)
 class DatasetImages:
-    """The image of a row; a class, so that it can be passed to decoding workers."""
+    """The image of a row; a class, so that decoding workers can unpickle it."""
 
     dataset: Any
     image: str
@@ -107,19 +107,18 @@ class DatasetImages:
 
 
 def encoded_image(cell: Any, name: str, folder: Path | None) -> Any:
-    """What a cell of an image column holds: bytes, or the path of a file."""
+    """Return the content of an image cell: bytes, or the path of a file."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, bytes):
         return cell
     if isinstance(cell, str):
         return Path(cell) if folder is None else folder / cell  # an absolute path stays itself
-    raise DataError(
-        f"{name} has no image, but {type(cell).__name__}; expected an encoded image or a path"
-    )
+    raise DataError(f"{name} holds {type(cell).__name__}; expected an encoded image or a path")
 
 
 def last_line(err: BaseException) -> str:
+    """Return the error's last line."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return (lines[-1] if lines else type(err).__name__)[:200]
 

@@ -1,1 +1,1 @@
-"""Measures of a classifier, with intervals by patient."""
+"""Metrics of a classifier, with intervals by patient."""

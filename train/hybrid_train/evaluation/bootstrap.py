@@ -1,6 +1,6 @@
-"""Confidence intervals by drawing complete patients again and again (Efron and Tibshirani 1993).
+"""Bootstrap confidence intervals over complete patients (Efron and Tibshirani 1993).
 
-Images of one patient resemble each other: drawing images would make intervals too narrow.
+Images of one patient resemble each other: draws of single images make intervals too narrow.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def bootstrap_interval(
     draws: int,
     seed: int,
 ) -> tuple[float, float] | None:
-    """95% percentile interval of ``measure(indices)`` over draws of whole groups.
+    """Return the 95% percentile interval of ``measure(indices)`` over draws of complete groups.
 
-    None where there are fewer than two groups or the measure is missing in most draws.
+    None if there are fewer than two groups, or if the measure is undefined in most draws.
     """
     members = group_members(groups, count)
     if len(members) < 2 or draws < 1:
@@ -48,10 +48,12 @@ def auroc_interval(
     draws: int,
     seed: int,
 ) -> tuple[float, float] | None:
-    """What bootstrap_interval returns for the AUROC, in a fraction of the time.
+    """Return bootstrap_interval of the AUROC, much faster.
 
-    ``chosen`` are the classes whose one-against-the-rest areas are averaged. A draw is a weight
-    for each image, so that each score is sorted once and not once a draw.
+    A draw is a weight for each image, so that each score is sorted once and not once a draw.
+
+    Args:
+        chosen: The classes whose one-against-the-rest areas are averaged.
     """
     members = group_members(groups, len(labels))
     if len(members) < 2 or draws < 1:
@@ -71,7 +73,7 @@ def auroc_interval(
 def share_interval(
     right: Array, counted: Array, groups: Array | None, draws: int, seed: int
 ) -> tuple[float, float] | None:
-    """What bootstrap_interval returns for the share of ``right`` among the ``counted``, fast.
+    """Return bootstrap_interval of the share of ``right`` among the ``counted``, much faster.
 
     Both are bool ``[n]``. A draw is a weight for each group, so that sums by group are enough.
     """
@@ -86,7 +88,7 @@ def share_interval(
 
 
 def group_members(groups: Array | None, count: int) -> list[Array]:
-    """The indices of each group; of each image where there are no groups."""
+    """Return the indices of each group; without groups each image is one."""
     if groups is None:
         return list(np.arange(count)[:, None])
     _, inverse = np.unique(np.asarray(groups), return_inverse=True)
@@ -95,7 +97,7 @@ def group_members(groups: Array | None, count: int) -> list[Array]:
 
 
 def _weights(groups: int, draws: int, seed: int, block: int) -> Iterator[Array]:
-    """How often each group is drawn, ``[up to block, groups]``."""
+    """Yield how often each group is drawn, ``[up to block, groups]``."""
     rng = np.random.default_rng(seed)
     for start in range(0, draws, block):
         yield np.stack(
@@ -107,7 +109,7 @@ def _weights(groups: int, draws: int, seed: int, block: int) -> Iterator[Array]:
 
 
 def _sorted_by_score(score: Array, truth: Array) -> tuple[Array, Array, Array]:
-    """The order of rising scores, the truth in that order, and where runs of equal scores start."""
+    """Return the order of rising scores, the truth in it, and the starts of equal runs."""
     order = np.argsort(score, kind="stable")
     ranked = score[order]
     starts = np.concatenate(([0], np.flatnonzero(ranked[1:] != ranked[:-1]) + 1))
@@ -115,7 +117,7 @@ def _sorted_by_score(score: Array, truth: Array) -> tuple[Array, Array, Array]:
 
 
 def _areas(weights: Array, group_of: Array, truth: Array, starts: Array) -> Array:
-    """AUROC of each draw: pairs ranked rightly, ties by half, over all pairs; NaN for no pairs."""
+    """Return the AUROC of each draw; ties count half, and NaN means no pairs."""
     drawn = weights[:, group_of]
     positive = np.add.reduceat(drawn * truth, starts, axis=1)
     negative = np.add.reduceat(drawn * ~truth, starts, axis=1)
@@ -125,7 +127,7 @@ def _areas(weights: Array, group_of: Array, truth: Array, starts: Array) -> Arra
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    """NaN where there is nothing to divide by."""
+    """Divide; NaN if the divisor is 0."""
     ratio: Array = np.divide(above, below, where=below > 0, out=np.full(len(above), np.nan))
     return ratio
 

@@ -1,7 +1,7 @@
-"""How good a classifier is: scikit-learn's measures, with intervals by patient.
+"""Metrics of a classifier, from scikit-learn, with intervals by patient.
 
-Every function takes logits ``[n, classes]`` and labels ``[n]`` as class indices. A measure that is
-undefined on a split, such as AUROC if a class is absent, is None, and ``notes`` says why.
+Every function takes logits ``[n, classes]`` and labels ``[n]`` as class indices. A measure that
+is undefined on a split, such as AUROC if a class is absent, is None; ``notes`` has the reason.
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All measures of one split, ready for JSON.
+    """Return all measures of one split, ready for JSON.
 
-    ``groups`` (patients) are what the bootstrap draws; without them it draws images.
-    ``positive`` is the class that AUROC, average precision and sensitivity of a two-class problem
-    speak of, the second by default; with more classes they are macro means, one against the rest.
-    All but ``ece_before_temperature`` hold for the calibrated probabilities. Raises UsageError
-    for an unknown ``positive``, DataError for no images, TrainingError for logits that are not
-    finite.
+    All but ``ece_before_temperature`` hold for the calibrated probabilities.
+
+    Args:
+        groups: Patients, which the bootstrap draws; without them it draws images.
+        temperature: Divides the logits.
+        positive: The class of AUROC, average precision and sensitivity if there are two; by
+            default the second. With more classes these are means, one against the rest.
+        bootstrap: Draws for the interval.
+
+    Raises:
+        UsageError: ``positive`` is no class.
+        DataError: There are no images.
+        TrainingError: Logits are not finite.
     """
     from sklearn import metrics as sk
 
@@ -99,6 +106,7 @@ def _basic(probabilities: Array, labels: Array) -> dict[str, float]:
 
 
 def positive_index(classes: Sequence[str], positive: str | None) -> int:
+    """Return the index of the positive class, by default the second."""
     if positive is None:
         return 1
     if positive not in classes:
@@ -107,18 +115,20 @@ def positive_index(classes: Sequence[str], positive: str | None) -> int:
 
 
 def log_loss(probabilities: Array, labels: Array) -> float:
+    """Return the mean of -log of the true class's probability."""
     chosen = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
 
 def auroc(probabilities: Array, labels: Array, positive: int) -> float | None:
-    """Area under the ROC curve; macro, one against the rest, for more than two classes."""
+    """Return the area under the ROC curve; the mean, one against the rest, for more classes."""
     from sklearn.metrics import roc_auc_score
 
     return over_classes(probabilities, labels, positive, roc_auc_score)
 
 
 def average_precision(probabilities: Array, labels: Array, positive: int) -> float | None:
+    """Return the average precision, over classes as auroc."""
     from sklearn.metrics import average_precision_score
 
     return over_classes(probabilities, labels, positive, average_precision_score)
@@ -127,7 +137,7 @@ def average_precision(probabilities: Array, labels: Array, positive: int) -> flo
 def over_classes(
     probabilities: Array, labels: Array, positive: int, score: Callable[..., float]
 ) -> float | None:
-    """``score(is class, probability)`` of the positive class, or the mean over classes present."""
+    """Return the positive class's score, or the mean over the classes that are present."""
     scores = []
     for c in averaged_classes(probabilities, positive):
         truth = labels == c
@@ -137,7 +147,7 @@ def over_classes(
 
 
 def averaged_classes(probabilities: Array, positive: int) -> Sequence[int]:
-    """The classes a measure speaks of: the positive one of two, or all."""
+    """Return the classes that a measure averages: the positive one of two, or all."""
     count = probabilities.shape[1]
     return [positive] if count == 2 else range(count)
 
@@ -145,7 +155,7 @@ def averaged_classes(probabilities: Array, positive: int) -> Sequence[int]:
 def sensitivity_at(
     probabilities: Array, labels: Array, positive: int, specificity: float
 ) -> float | None:
-    """Largest sensitivity of a threshold that keeps the specificity; macro as auroc."""
+    """Return the largest sensitivity at this specificity or more; classes as auroc."""
     from sklearn.metrics import roc_curve
 
     def best(truth: Array, score: Array) -> float:
@@ -158,6 +168,7 @@ def sensitivity_at(
 def per_class(
     probabilities: Array, predicted: Array, labels: Array, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
+    """Return precision, recall, F1, AUROC and support of each class."""
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
     known = list(range(len(classes)))

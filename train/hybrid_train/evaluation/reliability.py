@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: reliability and calibration error."""
+"""Calibration of probabilities: reliability by bin, and the expected calibration error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = 15
 
 
 def softmax(logits: Array) -> Array:
-    """Probabilities ``[n, classes]``, float64."""
+    """Return probabilities ``[n, classes]``, float64."""
     shifted = np.asarray(logits, np.float64)
     shifted = shifted - shifted.max(1, keepdims=True)
     exponentials = np.exp(shifted)
@@ -24,12 +24,12 @@ def softmax(logits: Array) -> Array:
 def reliability(
     logits: Array, labels: Array, temperature: float = 1.0, bins: int = BINS
 ) -> dict[str, list[Any]]:
-    """Mean probability, accuracy and count in equal-width bins of the top label's probability."""
+    """Return probability, accuracy and count in equal-width bins of the top label's."""
     return _binned(softmax(np.asarray(logits) / temperature), labels, bins)
 
 
 def calibration_error(probabilities: Array, labels: Array, bins: int = BINS) -> dict[str, Any]:
-    """Expected calibration error: mean gap of probability and accuracy, weighted by count."""
+    """Return the mean gap of probability and accuracy over bins, weighted by count."""
     binned = _binned(probabilities, labels, bins)
     gaps = [
         n * abs(c - a)

@@ -1,4 +1,4 @@
-"""One process or several under torchrun: plain torch.distributed, nothing written by hand."""
+"""One process, or several under torchrun with torch.distributed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is, and the device it computes on."""
+    """The rank of this process, their number, and the device of this one."""
 
     rank: int
     world: int
@@ -24,10 +24,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this process writes files and the log."""
         return self.rank == 0
 
     def gather(self, rows: NDArray[Any], indices: NDArray[np.int64]) -> NDArray[Any]:
-        """All processes' rows, in the order of ``indices``; each process passes both."""
+        """Return the rows of all processes, ordered by ``indices``; each process passes its own."""
         if self.world == 1:
             return rows[np.argsort(indices, kind="stable")]
         gathered: list[Any] = [None] * self.world
@@ -36,7 +37,7 @@ class Processes:
         return np.concatenate([r for r, _ in gathered])[order]
 
     def sum(self, *values: float) -> tuple[float, ...]:
-        """Sums over the processes."""
+        """Return the sum of each value over the processes."""
         if self.world == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -49,20 +50,20 @@ class Processes:
             dist.barrier()
 
     def agree(self, value: str) -> str:
-        """The first process's value."""
+        """Return the first process's value."""
         values = [value]
         if self.world > 1:
             dist.broadcast_object_list(values)
         return values[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process."""
+        """Return whether the flag is set in any process."""
         return self.sum(float(flag))[0] > 0
 
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Join the group that torchrun started, or be alone."""
+    """Join the group that torchrun started; without torchrun there is one process."""
     cuda = torch.cuda.is_available()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the batch that is computed, so that its state is saved."""
+"""Ctrl-C and SIGTERM end a run after the current batch, so that its state is saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 class StopRequest:
-    """Within the context, a first signal is noted in ``asked``; a second one interrupts."""
+    """A context in which a first signal sets ``asked``; a second one interrupts."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -28,6 +28,6 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, *_: object) -> None:
-        if self.asked:  # asked twice: now
+        if self.asked:  # a second signal
             raise KeyboardInterrupt
         self.asked = True

@@ -1,4 +1,4 @@
-"""Where a run stands, and last.pt, from which it goes on to the bit."""
+"""The progress of a run, and last.pt, from which it resumes to the bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREE_TO_CHANGE = frozenset({"workers", "cache_gib", "patience", "compile", "thre
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with the weights."""
+    """The position of a run; saved with the weights."""
 
     epoch: int = 0
     step: int = 0  # batches done in this epoch
@@ -33,7 +33,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def end_epoch(self, score: float) -> bool:
-        """Count the epoch and start the next; whether ``score`` is the best so far."""
+        """Count the epoch, start the next, and return whether the score is the best yet."""
         better = score > self.best_score
         if better:
             self.best_score, self.best_epoch = float(score), self.epoch
@@ -43,7 +43,7 @@ class Progress:
         return better
 
     def out_of_patience(self, patience: int) -> bool:
-        """Whether ``patience`` epochs went by without a better one; 0 never runs out."""
+        """Return whether ``patience`` epochs passed without a better one; 0 is off."""
         waited = self.epoch - 1 - self.best_epoch
         return bool(patience) and self.epoch > 0 and waited >= patience
 
@@ -51,7 +51,7 @@ class Progress:
 def save_training_state(
     path: Path, objects: Mapping[str, Any], progress: Progress, config: RunConfig
 ) -> None:
-    """Write the objects' state dicts (an object may be None): complete, or the older file stays."""
+    """Write the objects' state dicts (an object may be None) and the progress."""
     state = {name: None if item is None else item.state_dict() for name, item in objects.items()}
     state |= {"progress": dict(vars(progress)), "config": config.to_dict()}
     with atomic_path(path) as temporary:
@@ -59,12 +59,13 @@ def save_training_state(
 
 
 def load_training_state(path: Path, objects: Mapping[str, Any], config: RunConfig) -> Progress:
-    """Load the objects in place; where they stood.
+    """Load the objects in place and return the progress.
 
-    Raises CheckpointError where the file is not there or is of another configuration.
+    Raises:
+        CheckpointError: The file is missing or of another configuration.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there; nothing to resume: start without --resume")
+        raise CheckpointError(f"{path} does not exist: nothing to resume; start without --resume")
     state = load_pickle(path)
     changed = changed_since(state.get("config"), config)
     if changed:
@@ -82,9 +83,9 @@ def load_training_state(path: Path, objects: Mapping[str, Any], config: RunConfi
 
 
 def changed_since(then: Any, config: RunConfig) -> str:
-    """The first setting that matters and differs, such as "lr=0.1, now 0.2"; else empty."""
+    """Return the first setting that differs, such as "lr=0.1, now 0.2"; else ""."""
     if not isinstance(then, dict):
-        return "none at all"
+        return "none in the file"
     for name, now in config.to_dict().items():
         before = tuple(then[name]) if isinstance(then.get(name), list) else then.get(name)
         if name not in FREE_TO_CHANGE and before != now:

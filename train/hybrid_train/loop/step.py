@@ -1,4 +1,4 @@
-"""One batch: augment, forward, loss, backward and, when its group is complete, the update.
+"""One batch: augment, forward, loss, backward and, at the end of its group, the update.
 
 All random numbers come from (seed, epoch, batch), so that a resumed run draws the same.
 """
@@ -23,7 +23,7 @@ from hybrid_train.model.hybrid import HybridClassifier
 
 
 class TrainingStep:
-    """Moves ``model`` by one batch of ``plan`` at a time."""
+    """A step of ``model`` on one batch of ``plan``."""
 
     def __init__(
         self,
@@ -53,10 +53,14 @@ class TrainingStep:
         epoch: int,
         batch: int,
     ) -> Tensor:
-        """The loss, on the device, of the epoch's n-th batch; ``images`` uint8 ``[b, 3, h, w]``.
+        """Train on the epoch's n-th batch and return its loss on the device.
 
-        ``network`` computes ``self.model``, perhaps distributed or compiled. The weights move
-        when the batch ends its group of accumulated ones.
+        The weights move when the batch ends its group of accumulated ones.
+
+        Args:
+            network: Computes ``self.model``; it may be distributed or compiled.
+            images: uint8 ``[b, 3, h, w]``.
+            indices: The images' indices in the samples.
         """
         config = self.config
         step = epoch * len(self.plan) + batch
@@ -98,7 +102,7 @@ class TrainingStep:
         return loss.detach()
 
     def stateful(self) -> dict[str, Any]:
-        """What a state to resume from consists of; each has a state_dict, or is None."""
+        """Return the objects of a state to resume from; an unused one is None."""
         return {
             "model": self.model,
             "ema": None if self.average is None else self.average.module,
@@ -114,7 +118,7 @@ class TrainingStep:
         return augment(images, self.config.augment, random, share, self.plan.batch_size)
 
     def _mixed(self, images: Tensor, labels: Tensor, seed: list[int]) -> tuple[Tensor, Tensor]:
-        """Images and targets after mixup or cutmix; the labels themselves where both are off."""
+        """Return images and targets after mixup or cutmix; the labels if both are off."""
         if self.mixer is None or len(images) % 2:
             return images, labels
         state = np.random.get_state()  # timm draws from NumPy's global generator

@@ -1,4 +1,4 @@
-"""The training loop: plain PyTorch, resumable to the bit, the same on one process or many."""
+"""The training loop: resumable to the bit, equal on one process and on many."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STOP_EVERY = 8  # batches, with several processes
 
 
 class Trainer:
-    """Fits a HybridClassifier; ``run`` does all epochs that are left."""
+    """Trains a HybridClassifier; ``run`` computes all epochs that are left."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Trainer:
         if config.channels_last and self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
         if processes.world > 1 and self.device.type == "cuda":
-            # timm's own, which knows its fused norm and activation layers.
+            # timm's function also converts its fused layers of norm and activation.
             self.model = convert_sync_batchnorm(self.model)
         self.progress = Progress()
         labels = dataset.samples.labels
@@ -78,9 +78,9 @@ class Trainer:
         self._stop = StopRequest()
 
     def run(self) -> bool:
-        """Train to the last epoch, or until patience ends; False where Ctrl-C came before.
+        """Train to the last epoch, or until patience ends; return False if a signal came before.
 
-        Ctrl-C and SIGTERM end the batch that runs, and the state is saved.
+        Ctrl-C and SIGTERM end the current batch, and the state is saved.
         """
         progress, config = self.progress, self.config
         first = self.processes.first
@@ -89,33 +89,40 @@ class Trainer:
             while progress.epoch < config.epochs and not progress.out_of_patience(config.patience):
                 self._set_mode()
                 if network is None or progress.epoch == config.freeze_epochs:
-                    network = self._network()  # of the weights that learn from now on
+                    network = self._network()  # of the weights that are trained from now on
                 if not self._train_epoch(network):
                     return False
                 self._end_epoch()
         return True
 
     def resume(self) -> None:
-        """Go on from last.pt. Raises CheckpointError where it is of another configuration."""
+        """Continue from last.pt; raises CheckpointError if its configuration differs."""
         self.progress = load_training_state(self.folder / LAST, self.step.stateful(), self.config)
 
     def save(self) -> None:
-        """Write the state to last.pt: whole, or the older one stays."""
+        """Write the state to last.pt: the complete file, or the older one stays."""
         if self.processes.first:
             save_training_state(
                 self.folder / LAST, self.step.stateful(), self.progress, self.config
             )
 
     def best_model(self) -> tuple[HybridClassifier, ModelSpec]:
-        """The network of the best epoch in evaluation mode, and the spec it was saved with."""
+        """Return the network of the best epoch, in evaluation mode, and its spec."""
         self.processes.barrier()  # the first process may still be writing it
         model, spec = load_checkpoint(self.folder / BEST)
         return model.to(self.device).eval(), spec
 
     def outputs(self, model: nn.Module, indices: Any, width: int, *, in_fp32: bool = False) -> Any:
-        """Evaluate a module of this network on images, float32 ``[n, width]``.
+        """Evaluate a module of this network on images, sharded over the processes.
 
-        ``in_fp32`` computes in fp32 whatever the run's precision.
+        Args:
+            model: Takes float ``[b, 3, h, w]`` in 0..1, returns ``[b, width]``.
+            indices: The images to evaluate.
+            width: The number of columns.
+            in_fp32: Compute in fp32, whatever the precision of the run.
+
+        Returns:
+            float32 ``[n, width]``, in the order of ``indices``.
         """
         mine = np.arange(len(indices))[self.processes.rank :: self.processes.world]
         rows: list[Any] = [np.empty((0, width), np.float32)]
@@ -153,7 +160,7 @@ class Trainer:
             losses.append(self.step(network, images, indices, epoch=epoch, batch=batch))
             complete = self.plan.ends_group(batch)
             progress.step += 1
-            # Reading a loss waits for the GPU, so it is done now and then.
+            # Reading a loss waits for the GPU, so a few are read together.
             if complete and (len(losses) >= LOSS_EVERY or progress.step == len(batches)):
                 self._read_losses(losses)
             now = time.perf_counter()
@@ -171,7 +178,7 @@ class Trainer:
         if not np.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} in epoch {self.progress.epoch + 1}, near batch "
-                f"{self.progress.step}; the last good checkpoint is {self.folder / BEST}: lower "
+                f"{self.progress.step}; the last good checkpoint is {self.folder / BEST}; lower "
                 f"--lr (now {self.config.lr}), or use --precision fp32"
             )
         self.progress.loss_sum += value
@@ -179,7 +186,7 @@ class Trainer:
     def _asked_to_stop(self) -> bool:
         if self.processes.world == 1:
             return self._stop.asked
-        # All processes stop after the same batch, or they would wait for each other for ever.
+        # All processes stop after the same batch, else some would wait for ever.
         return self.progress.step % STOP_EVERY == 0 and self.processes.any(self._stop.asked)
 
     def _end_epoch(self) -> None:
@@ -223,7 +230,7 @@ class Trainer:
         if self.processes.world > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             network = nn.parallel.DistributedDataParallel(network, device_ids=ids)
-            # Of 1x1 convolutions, whose strides mean the same in any order.
+            # For 1x1 convolutions, whose strides are equivalent in any order.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         if self.config.compile:
             network = torch.compile(network)  # type: ignore[assignment]
@@ -237,7 +244,7 @@ class Trainer:
 
 
 def check_batchnorm(model: nn.Module, plan: BatchPlan, config: RunConfig) -> None:
-    """Refuse to normalize over one image: raises UsageError."""
+    """Raise UsageError if batch normalization would see one image."""
     if plan.batch_size // plan.world > 1 or config.freeze_batchnorm:
         return
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))

@@ -1,1 +1,1 @@
-"""The network, its checkpoints and what it starts from."""
+"""The network, its checkpoints and its first weights."""

@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors with the spec in their metadata, whole or absent.
+"""Checkpoints: weights as safetensors, with the spec in their metadata.
 
 save_checkpoint("runs/a/best.safetensors", model, spec)
 model, spec = load_checkpoint("runs/a")
@@ -25,12 +25,12 @@ LAST = "last.pt"
 
 
 def save_checkpoint(path: str | Path, model: HybridClassifier, spec: ModelSpec) -> None:
-    """Write weights and spec to ``path``; an older file there stays until the new one is whole."""
+    """Write weights and spec to ``path``: the complete file, or the older one stays."""
     save_state(path, model.state_dict(), spec)
 
 
 def save_state(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec) -> None:
-    """Like save_checkpoint, for a state dict of HybridClassifier."""
+    """Write a state dict of HybridClassifier as save_checkpoint does."""
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
@@ -44,11 +44,14 @@ def save_state(path: str | Path, state: Mapping[str, Tensor], spec: ModelSpec) -
 def load_checkpoint(
     path: str | Path, *, classes: Sequence[str] | None = None
 ) -> tuple[HybridClassifier, ModelSpec]:
-    """The network in evaluation mode and its spec.
+    """Load the network, in evaluation mode, and its spec.
 
-    ``path`` is a run folder, a .safetensors file of this project or the original notebook's .pth,
-    whose class names are ``classes`` (by default those of the notebook's BIRADS task). Raises
-    CheckpointError for anything else.
+    Args:
+        path: A run folder, a .safetensors file of this project or the original notebook's .pth.
+        classes: Class names for the notebook's; by default those of its BIRADS task.
+
+    Raises:
+        CheckpointError: The file is none of these, or is damaged.
     """
     state, spec = load_state(path, classes=classes)
     model = HybridClassifier(spec)
@@ -59,7 +62,7 @@ def load_checkpoint(
 def load_state(
     path: str | Path, *, classes: Sequence[str] | None = None
 ) -> tuple[dict[str, Tensor], ModelSpec]:
-    """The state dict and the spec, without building the network."""
+    """Load the state dict and the spec, without building the network."""
     file = checkpoint_file(Path(path))
     if file.suffix == ".safetensors":
         return _load_safetensors(file)
@@ -74,13 +77,13 @@ def load_state(
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The file that ``path`` means: itself, or the best checkpoint of a run folder."""
+    """Return the file of ``path``: itself, or the best checkpoint of a run folder."""
     if path.is_dir():
         if (path / BEST).is_file():
             return path / BEST
         raise CheckpointError(f"{path} holds no {BEST}; train first: hybrid-train DATA")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not there; expected a run folder or a checkpoint")
+        raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint")
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise CheckpointError(
             f"{path} ends in {path.suffix!r}; expected a run folder, .safetensors or .pth"
@@ -91,7 +94,7 @@ def checkpoint_file(path: Path) -> Path:
 
 
 def load_into(model: HybridClassifier, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a complete state dict; raises CheckpointError naming the first thing that differs."""
+    """Load a complete state dict; CheckpointError names the first difference."""
     own = model.state_dict()
     for name in own:
         if name not in state:
@@ -108,7 +111,7 @@ def load_into(model: HybridClassifier, state: Mapping[str, Tensor], path: Path) 
 
 
 def load_pickle(path: Path) -> dict[str, Any]:
-    """A dictionary saved by torch.save; a file with code in it is refused."""
+    """Load a dictionary saved by torch.save; raises CheckpointError if it holds code."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
@@ -129,7 +132,7 @@ def load_pickle(path: Path) -> dict[str, Any]:
 
 
 def newest_run(root: str | Path = "runs") -> Path:
-    """The run folder under ``root`` whose best checkpoint is newest."""
+    """Return the run folder under ``root`` whose best checkpoint is newest."""
     files = sorted(Path(root).glob(f"*/{BEST}"), key=lambda p: p.stat().st_mtime)
     if not files:
         raise CheckpointError(

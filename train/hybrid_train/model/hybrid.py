@@ -17,7 +17,7 @@ from hybrid_rt.spec import Branch, Head, ModelSpec
 
 
 class InputNorm(nn.Module):
-    """(x - mean) / std per channel; holds no state that is saved, since the spec has it."""
+    """Normalization (x - mean) / std per channel, without saved state: the spec has it."""
 
     mean: Tensor
     std: Tensor
@@ -34,8 +34,8 @@ class InputNorm(nn.Module):
 class HybridClassifier(nn.Module):
     """ViT + CNN hybrid described by a ModelSpec.
 
-    Input is float ``[batch, 3, height, width]`` in 0..1, RGB; each branch normalizes it with its
-    own mean and standard deviation. The idea is that of Scientific Reports 2024,
+    Input is float ``[batch, 3, height, width]`` in 0..1, RGB. Each branch normalizes it with its
+    own mean and standard deviation. The architecture follows Scientific Reports 2024,
     s41598-024-54846-8; the head is the original notebook's.
     """
 
@@ -50,19 +50,19 @@ class HybridClassifier(nn.Module):
             if backbone.num_features != branch.features:
                 raise UsageError(
                     f"{name} {branch.model} has {backbone.num_features} features, "
-                    f"but the spec says {branch.features}"
+                    f"but its spec has {branch.features}"
                 )
         self.head = create_head(spec.head, spec.num_features, len(spec.classes))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Features ``[batch, vit + cnn]``, the ViT's class token first."""
+        """Return features ``[batch, vit + cnn]``, the class token first."""
         tokens = self.vit.forward_features(self.vit_norm(images))
         vit = self.vit.forward_head(tokens, pre_logits=True)
         cnn = self.cnn(self.cnn_norm(images))
         return torch.cat((vit, cnn), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``[batch, classes]``."""
+        """Return logits ``[batch, classes]``."""
         logits: Tensor = self.head(self.forward_features(images))
         return logits
 
@@ -96,7 +96,7 @@ def create_cnn(name: str) -> Any:
 
 
 def create_head(head: Head, features: int, classes: int) -> nn.Sequential:
-    """The classifier; module indices equal those of the notebook's ``mlp.layers``."""
+    """Return the classifier; module indices equal those of the notebook's ``mlp.layers``."""
     layers: list[nn.Module] = []
     width = features
     for size in head.hidden:
@@ -111,10 +111,10 @@ def create_head(head: Head, features: int, classes: int) -> nn.Sequential:
 def describe_branches(
     vit: str, cnn: str, size: tuple[int, int], *, timm_norm: bool = False
 ) -> tuple[Branch, Branch]:
-    """Branches for a new spec, with the feature counts of those timm models.
+    """Return the branches of a new spec, with the feature counts of those timm models.
 
-    ``timm_norm`` takes each model's own mean and std from timm (needed for its pretrained
-    weights); otherwise both branches use ImageNet's, as the original notebook does.
+    ``timm_norm`` takes each model's own mean and std from timm, as its pretrained weights need.
+    Otherwise both branches use ImageNet's, as the original notebook does.
     """
     branches = []
     for name, model in ((vit, create_vit(vit, size)), (cnn, create_cnn(cnn))):

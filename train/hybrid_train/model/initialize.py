@@ -1,4 +1,4 @@
-"""What a run starts from: a new network, timm's weights, or a checkpoint; chosen before data."""
+"""Choose the start of a run before data is read: random, pretrained or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PIXELS = ("crop", "resize", "high_bit_depth", "dicom_window")
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The network's branches and pixels, and the weights it starts with; None: random ones."""
+    """The branches, the preprocessing and the first weights of a run; None: random weights."""
 
     preprocess: Preprocess
     vit: Branch
@@ -45,11 +45,17 @@ def choose_start(
     pretrained: Sequence[Path] | None = None,
     given: frozenset[str] = frozenset(),
 ) -> Start:
-    """Check what was asked for, and read the weights.
+    """Check the options of the start, and read the weights.
 
-    ``given`` names the settings that were asked for: a checkpoint keeps its own for the others.
-    Raises UsageError for networks that cannot be made, CheckpointError for weights that are
-    unavailable.
+    Args:
+        config: The settings of the run.
+        weights: A checkpoint to start from.
+        pretrained: Files of timm's weights; empty for the hub's.
+        given: Settings that the user set; a checkpoint keeps its own for the others.
+
+    Raises:
+        UsageError: The network cannot be made.
+        CheckpointError: The weights cannot be read.
     """
     pixels = {name: getattr(config, name) for name in PIXELS}
     size = config.image_size
@@ -88,7 +94,7 @@ def choose_start(
 def make_model(
     samples: Samples, start: Start, config: RunConfig
 ) -> tuple[HybridClassifier, ModelSpec]:
-    """The network with the weights it starts with, and the spec it is trained under."""
+    """Return the network with its first weights, and the spec to train it with."""
     provenance = {
         "data": samples.origin,
         "data_fingerprint": samples.fingerprint(),
@@ -122,7 +128,10 @@ def load_checkpoint_weights(
     state: Mapping[str, Tensor],
     path: Path,
 ) -> None:
-    """Load a checkpoint's weights, resampled to the image size; a head of other classes stays."""
+    """Load a checkpoint's weights, resampled to the image size.
+
+    The model keeps its own head if the number of classes differs.
+    """
     vit = {n.removeprefix("vit."): t for n, t in state.items() if n.startswith("vit.")}
     state = {**state, **{f"vit.{n}": t for n, t in resampled(model.vit, vit).items()}}
     if len(spec.classes) != len(classes):

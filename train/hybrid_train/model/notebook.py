@@ -1,7 +1,7 @@
-"""Checkpoints of the original notebook (BoranT-3000, ViT-ResNet50-Hybrid-Feature-Extractor).
+"""Load checkpoints of the original notebook (BoranT-3000, ViT-ResNet50-Hybrid-Feature-Extractor).
 
 Its model is torchvision's ``vit_b_16`` and ``resnet50`` with an MLP on their features, saved by
-``torch.save(model.state_dict(), …)``. The names are converted to timm's; the numbers stay.
+``torch.save(model.state_dict(), …)``. The names are converted to timm's; the values stay.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ _BLOCK_NAMES = {
 
 
 def is_notebook(state: Mapping[str, object]) -> bool:
-    """Whether these are the notebook's names, also with DataParallel's ``module.`` in front."""
+    """Return whether the names are the notebook's, also with DataParallel's ``module.``."""
     names = [_without_module(name) for name in state]
     return any(n.startswith(VIT) for n in names) and any(n.startswith(CNN) for n in names)
 
 
 def convert_notebook(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The state dict of HybridClassifier with the same numbers.
+    """Return the state dict of HybridClassifier with the same values.
 
-    Raises CheckpointError for a name that is none of torchvision's.
+    Raises:
+        CheckpointError: A name is none of torchvision's.
     """
     converted: dict[str, Tensor] = {}
     for full, value in state.items():
@@ -73,7 +74,7 @@ def convert_notebook(state: Mapping[str, Tensor], path: Path) -> dict[str, Tenso
 def notebook_spec(
     state: Mapping[str, Tensor], path: Path, classes: Sequence[str] | None
 ) -> ModelSpec:
-    """The spec of that checkpoint: sizes from its tensors, preprocessing from the notebook."""
+    """Return the spec: sizes from the tensors, preprocessing from the notebook."""
     converted = convert_notebook(state, path)
     weights = sorted(
         (int(name.split(".")[1]), value)
@@ -107,7 +108,7 @@ def notebook_spec(
 
 
 def default_classes(count: int) -> tuple[str, ...]:
-    """The notebook's names for four classes, numbers for any other count."""
+    """Return the notebook's names for four classes, numbers for any other count."""
     if count == len(NOTEBOOK_CLASSES):
         return NOTEBOOK_CLASSES
     return tuple(str(i) for i in range(count))

@@ -16,16 +16,20 @@ from hybrid_train.model.hybrid import HybridClassifier
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone's weights, and the file or the model they are of."""
+    """A backbone's weights, and the file or the model that they come from."""
 
     state: Mapping[str, Tensor]
     origin: str
 
 
 def read_pretrained(vit: str, cnn: str, files: Sequence[Path]) -> tuple[Weights, Weights]:
-    """Both backbones' weights: from the hub where ``files`` is empty, else ViT's file, then CNN's.
+    """Read both backbones' weights: from the hub without ``files``, else ViT's file, then CNN's.
 
-    A file is timm's own, .safetensors or .pth. Raises UsageError or CheckpointError.
+    A file is timm's own, .safetensors or .pth.
+
+    Raises:
+        UsageError: The number of files is neither none nor two.
+        CheckpointError: Weights cannot be downloaded or read.
     """
     check_files(files, vit, cnn)
     if not files:
@@ -35,16 +39,17 @@ def read_pretrained(vit: str, cnn: str, files: Sequence[Path]) -> tuple[Weights,
 
 
 def load_pretrained(model: HybridClassifier, weights: tuple[Weights, Weights]) -> None:
-    """Fill both backbones; a classifier is left out, a position embedding resampled.
+    """Fill both backbones, without a classifier, with a resampled position embedding.
 
-    Raises CheckpointError for weights that do not fit.
+    Raises:
+        CheckpointError: The weights are of another model.
     """
     for backbone, one in zip((model.vit, model.cnn), weights, strict=True):
         fill(backbone, one.state, one.origin)
 
 
 def check_files(files: Sequence[Path], vit: str, cnn: str) -> None:
-    """Raise UsageError or CheckpointError unless ``files`` are none, or two that are there."""
+    """Raise UsageError or CheckpointError unless ``files`` are none, or two that exist."""
     if files and len(files) != 2:
         raise UsageError(
             f"--pretrained has {len(files)} file(s); expected none (the hub) or two: the "
@@ -52,11 +57,11 @@ def check_files(files: Sequence[Path], vit: str, cnn: str) -> None:
         )
     for path in files:
         if not path.is_file():
-            raise CheckpointError(f"{path} is not there; expected a file of timm's weights")
+            raise CheckpointError(f"{path} does not exist; expected a file of timm's weights")
 
 
 def download(name: str) -> Mapping[str, Tensor]:
-    """The hub's weights of a timm model; the error says how to do without a network."""
+    """Download a timm model's weights; without a network the error proposes files."""
     import timm
 
     try:
@@ -65,13 +70,14 @@ def download(name: str) -> Mapping[str, Tensor]:
         text = (str(err).strip().splitlines() or [type(err).__name__])[-1].partition(". ")[0]
         raise CheckpointError(
             f"the weights of {name} cannot be downloaded from the hub ({text[:200]}); download "
-            "them where there is a network (timm's model.safetensors) and pass the files: "
+            "them on a machine with a network (timm's model.safetensors) and pass the files: "
             "--pretrained VIT_FILE CNN_FILE"
         ) from err
     return source.state_dict()
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
+    """Read a file of timm's weights."""
     if path.suffix != ".safetensors":
         return load_pickle(path)
     from safetensors import SafetensorError
@@ -84,6 +90,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def fill(backbone: nn.Module, state: Mapping[str, Any], origin: str) -> None:
+    """Load the weights into the backbone; CheckpointError names what does not fit."""
     state = resampled(backbone, state)
     own = backbone.state_dict()
     missing = [name for name in own if name not in state]
@@ -96,7 +103,7 @@ def fill(backbone: nn.Module, state: Mapping[str, Any], origin: str) -> None:
 
 
 def resampled(backbone: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A ViT's weights with the position embedding of this backbone's image size."""
+    """Return a ViT's weights with the position embedding of this backbone's image size."""
     from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
     if not isinstance(backbone, VisionTransformer):

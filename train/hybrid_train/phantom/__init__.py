@@ -1,4 +1,4 @@
-"""Synthetic mammograms, where real ones may not be shipped."""
+"""Synthetic mammograms for demos, tests and benchmarks."""
 
 from hybrid_train.phantom.dataset import write_parquet
 from hybrid_train.phantom.generate import generate

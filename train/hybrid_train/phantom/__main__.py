@@ -16,6 +16,7 @@ from hybrid_train.phantom.generate import IMAGES_PER_PATIENT, generate
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_train.phantom",
         description="Write synthetic mammograms as parquet, with the hub dataset's columns.",

@@ -1,6 +1,6 @@
-"""A breast as an X-ray sees it: outline, fat, fibroglandular tissue, muscle, skin.
+"""Draw a breast as an X-ray image: outline, fat, fibroglandular tissue, muscle, skin.
 
-All images are drawn with the chest wall on the left; coordinates are in units of the side.
+The chest wall is on the left of all images; coordinates are in units of the side.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Anatomy:
 def random_anatomy(
     rng: np.random.Generator, size: int, density: int, view: str, build: tuple[float, float]
 ) -> Anatomy:
-    """Draw the shape; CC is symmetric, MLO hangs and shows the pectoral muscle.
+    """Draw the shape: CC is symmetric, MLO hangs and shows the pectoral muscle.
 
-    ``build`` says how deep and how high the patient's breasts are, 0 to 1 each.
+    ``build`` is the depth and the height of the patient's breasts, 0 to 1 each.
     """
     mlo = view == "MLO"
     deep, high = (float(np.clip(b + rng.normal(0, 0.1), 0, 1)) for b in build)
@@ -81,13 +81,13 @@ def random_anatomy(
 
 
 def draw_breast(rng: np.random.Generator, anatomy: Anatomy) -> Field:
-    """Brightness 0..1, ``[size, size]``; 0 outside the breast."""
+    """Return the brightness, 0 to 1, ``[size, size]``; it is 0 outside the breast."""
     size, radius = anatomy.size, anatomy.radius
     coarse = _resized(power_law_noise(rng, size // 2, exponent=3.4), size)
     fine = power_law_noise(rng, size, exponent=3.0)
     strands = _resized(power_law_noise(rng, size // 2, exponent=3.0), size)
     inside = _soft_step(1 - radius, 0.006)
-    # Compressed between two plates, a breast is of even thickness but for its rim.
+    # Between two plates a breast has even thickness, except at its rim.
     squared = np.square(np.clip(radius, 0, 1))
     thickness = np.sqrt(1 - squared * squared * squared * np.sqrt(squared))
     gland = _glandular_share(rng, anatomy, coarse, fine)
@@ -106,7 +106,7 @@ def draw_breast(rng: np.random.Generator, anatomy: Anatomy) -> Field:
 def _glandular_share(
     rng: np.random.Generator, anatomy: Anatomy, coarse: Field, fine: Field
 ) -> Field:
-    """How much of each place is fibroglandular tissue, 0 to 1, by density category."""
+    """Return the share of fibroglandular tissue at each place, by density category."""
     x, y = _grid(anatomy.size)
     level = (-1.5, -0.6, 0.35, 1.3)[anatomy.density] + rng.normal(0, 0.12)
     spread = (0.30, 0.36, 0.44, 0.55)[anatomy.density]
@@ -121,7 +121,7 @@ def _glandular_share(
 
 
 def _add_benign_specks(rng: np.random.Generator, image: Field, anatomy: Anatomy) -> Field:
-    """Single benign calcifications, in healthy and diseased breasts alike."""
+    """Add single benign calcifications, in healthy and diseased breasts alike."""
     for _ in range(int(rng.poisson(1.6))):
         row, column = place_inside(rng, anatomy, 0.85)
         radius = rng.uniform(1.2, 2.6) * anatomy.size / 512
@@ -132,10 +132,10 @@ def _add_benign_specks(rng: np.random.Generator, image: Field, anatomy: Anatomy)
 def place_inside(
     rng: np.random.Generator, anatomy: Anatomy, limit: float, depth: float | None = None
 ) -> tuple[int, int]:
-    """A place (row, column) inside ``radius < limit`` and outside the muscle.
+    """Return a place (row, column) inside ``radius < limit`` and outside the muscle.
 
-    ``depth`` is how far from the chest wall, as a share of the way to the nipple: both views of a
-    breast show a finding about as deep.
+    ``depth`` is the distance from the chest wall as a share of the way to the nipple: a finding is
+    about equally deep in both views.
     """
     size = anatomy.size
     for attempt in range(200):
@@ -150,7 +150,7 @@ def place_inside(
 
 
 def add_speck(image: Field, row: int, column: int, radius: float, brightness: float) -> Field:
-    """A small round bright grain; changes ``image``."""
+    """Add a small round bright grain to ``image`` in place, and return it."""
     reach = int(np.ceil(radius * 3))
     top, left = max(0, row - reach), max(0, column - reach)
     window = image[top : row + reach + 1, left : column + reach + 1]
@@ -161,7 +161,7 @@ def add_speck(image: Field, row: int, column: int, radius: float, brightness: fl
 
 
 def power_law_noise(rng: np.random.Generator, size: int, *, exponent: float) -> Field:
-    """A field of zero mean and unit spread whose power falls as 1 / frequency**exponent."""
+    """Return noise of mean 0 and variance 1 with power 1 / frequency**exponent."""
     from scipy.fft import irfft2  # keeps float32, which older NumPy widens
 
     amplitude = _amplitude(size, exponent)
@@ -182,14 +182,14 @@ def _amplitude(size: int, exponent: float) -> Field:
     squared = vertical[:, None] ** 2 + horizontal[None, :] ** 2
     # Flat below three cycles: a breast is not brighter on one side.
     amplitude = np.maximum(squared, 9.0) ** (-exponent / 4)
-    # The inverse drops one of two components where a frequency is its own mirror image.
+    # The inverse drops one of two components if a frequency is its own mirror image.
     amplitude[:, horizontal % (size / 2) == 0] *= np.sqrt(2)
     return amplitude.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
 def _grid(size: int) -> tuple[Field, Field]:
-    """The x and the y of each place, ``[size, size]`` each."""
+    """Return the x and the y of each place, ``[size, size]`` each."""
     axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     x: Field = np.tile(axis, (size, 1))
     return x, np.ascontiguousarray(x.T)

@@ -1,4 +1,4 @@
-"""Phantoms as parquet files with the hub dataset's schema, and a page of them."""
+"""Write phantoms as parquet files with the hub dataset's schema, and draw a preview."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hybrid_train.phantom.generate import generate
 def write_parquet(
     folder: str | Path, *, patients: int, seed: int, shards: int = 1, **options: Any
 ) -> list[Path]:
-    """Write the rows as parquet with the hub dataset's schema, images as PNG; the files."""
+    """Write parquet files with the hub dataset's schema, images as PNG; return their paths."""
     import datasets
 
     features = datasets.Features(
@@ -55,7 +55,7 @@ def write_parquet(
 
 
 def preview(rows: Sequence[dict[str, Any]], *, columns: int = 8, side: int = 200) -> Image.Image:
-    """A page of images; positives carry a red mark in the corner."""
+    """Return a page of images; a red dot marks a positive one."""
     from PIL import ImageDraw
 
     lines = -(-len(rows) // columns)

@@ -1,4 +1,4 @@
-"""Synthetic mammograms: for demos, tests and benchmarks, where real ones may not be shipped.
+"""Generate synthetic mammograms for demos, tests and benchmarks.
 
     python -m hybrid_train.phantom phantoms --patients 100 --preview page.png
 
@@ -41,13 +41,21 @@ def generate(
     nulls: bool = True,
     with_masks: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``patients`` patients, four each, with ``image`` a PIL image of mode L.
+    """Yield the rows of ``patients`` patients, four each; ``image`` is a PIL image of mode L.
 
-    ``start`` is the first patient's number: a patient looks the same however the work is divided.
-    ``difficulty`` divides the lesions' contrast. ``prevalence`` is the share of breasts with a
-    lesion. ``nulls`` leaves some ages, densities and BIRADS empty, as in the hub dataset.
-    ``with_masks`` adds ``mask``, bool ``[size, size]``, true inside the lesion, ``box``, its
-    (left, top, right, bottom) as Pillow's crop takes it, or None, and ``lesion``, its kind or None.
+    Args:
+        patients: The number of patients.
+        seed: Equal seeds make equal images.
+        start: The first patient's number. A patient is the same in any division of the work.
+        size: Pixels a side, 64 or more.
+        difficulty: Divides the lesions' contrast.
+        prevalence: The share of breasts with a lesion.
+        nulls: Leave some ages, densities and BIRADS empty, as in the hub dataset.
+        with_masks: Add ``mask``, bool ``[size, size]``, true inside the lesion; ``box``, its
+            (left, top, right, bottom) for Pillow's crop, or None; ``lesion``, its kind or None.
+
+    Raises:
+        UsageError: A number is out of range.
     """
     if patients < 0 or seed < 0 or size < 64 or not difficulty > 0 or not 0 <= prevalence <= 1:
         raise UsageError(
@@ -77,7 +85,7 @@ def _patient(
         lesion = random_lesion(rng) if rng.random() < prevalence else None
         birads = _birads(rng, lesion)
         for view in VIEWS:
-            # Of its own, so that a patient stays the same person at any size.
+            # A generator for each image, so that a patient is the same at any size.
             number = 1 + 2 * "LR".index(side) + VIEWS.index(view)
             image_rng = np.random.default_rng([seed, patient, number])
             image, mask = _image(image_rng, size, density, build, side, view, lesion, difficulty)
@@ -103,7 +111,7 @@ def _patient(
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom) of what is true, right and bottom excluded; None for nothing."""
+    """Return (left, top, right, bottom), right and bottom excluded; None if all is false."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
@@ -111,7 +119,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
 
 
 def _birads(rng: np.random.Generator, lesion: Lesion | None) -> float:
-    """0 (needs more images), 1 (negative) or 2 (benign), as the hub dataset has them."""
+    """Return 0 (needs more images), 1 (negative) or 2 (benign), as in the hub dataset."""
     if lesion is not None:
         return float(rng.choice(3, p=(0.9, 0.04, 0.06)))
     return float(rng.choice(3, p=(0.06, 0.8, 0.14)))
@@ -129,7 +137,7 @@ def _image(
 ) -> tuple[Image.Image, NDArray[np.bool_]]:
     anatomy = random_anatomy(rng, size, density, view, build)
     tissue = draw_breast(rng, anatomy)
-    # The place is drawn in any case, so that a lesion changes no other random number.
+    # A generator of its own, so that a lesion changes no other random number.
     lesion_rng = np.random.default_rng(rng.integers(2**63))
     mask = np.zeros((size, size), bool)
     if lesion is not None:
@@ -147,7 +155,7 @@ def _image(
 
 
 def _add_scan_marks(rng: np.random.Generator, image: Image.Image, side: str, view: str) -> None:
-    """A burned-in view label, and the white border that scanned mammograms have, on some images."""
+    """Add a burned-in view label and a white border, as scans have, to some images."""
     from PIL import ImageDraw
 
     draw = ImageDraw.Draw(image)
@@ -177,7 +185,7 @@ def _label_font(size: int) -> Any:
 
 
 def parse_phantom(data: str) -> int:
-    """Patients that ``phantom`` or ``phantom:N`` means, where N is a number of images."""
+    """Return the number of patients of ``phantom``, or ``phantom:N`` with N images."""
     name, colon, count = data.partition(":")
     try:
         images = int(count) if colon else DEFAULT_IMAGES

@@ -14,7 +14,7 @@ KINDS = ("mass", "spiculated mass", "calcifications")
 
 @dataclass(frozen=True)
 class Lesion:
-    """What both views of a breast show.
+    """A finding in both views of a breast.
 
     ``radius`` is in pixels of a 512-pixel image, ``depth`` the share of the way from the chest
     wall to the nipple.
@@ -36,7 +36,7 @@ def random_lesion(rng: np.random.Generator) -> Lesion:
 def add_lesion(
     rng: np.random.Generator, tissue: Field, anatomy: Anatomy, lesion: Lesion, contrast: float
 ) -> tuple[Field, NDArray[np.bool_]]:
-    """The image with the lesion at a random height, and where it is, bool ``[size, size]``."""
+    """Return the image with the lesion at a random height, and its mask ``[size, size]``."""
     size = anatomy.size
     row, column = place_inside(rng, anatomy, 0.72, lesion.depth)
     radius = lesion.radius * size / 512
@@ -70,7 +70,7 @@ def add_lesion(
 
 
 def _ripple(rng: np.random.Generator, angle: Field, amount: float) -> Field:
-    """An irregular outline: a few harmonics of the angle."""
+    """Return an irregular outline: a few harmonics of the angle."""
     return sum(
         (
             rng.normal(0, amount / k**0.5) * np.cos(k * angle + rng.uniform(0, 2 * np.pi))
@@ -81,7 +81,7 @@ def _ripple(rng: np.random.Generator, angle: Field, amount: float) -> Field:
 
 
 def _spicules(rng: np.random.Generator, dx: Field, dy: Field, radius: float) -> Field:
-    """Thin straight strands that leave the core in all directions and fade."""
+    """Return thin straight strands that leave the core in all directions and fade."""
     strands = np.zeros_like(dx)
     count = int(rng.integers(12, 20))
     for k in range(count):
@@ -99,7 +99,7 @@ def _spicules(rng: np.random.Generator, dx: Field, dy: Field, radius: float) -> 
 def _add_grains(
     rng: np.random.Generator, tissue: Field, row: int, column: int, radius: float, strength: float
 ) -> None:
-    """Bright grains of unequal size, scattered within ``radius``; changes ``tissue``."""
+    """Add bright grains of unequal size, within about ``radius``, to ``tissue`` in place."""
     size = len(tissue)
     for _ in range(int(rng.integers(18, 34))):
         r = int(np.clip(row + rng.normal(0, radius * 0.45), 2, size - 3))

@@ -1,1 +1,1 @@
-"""What is fitted on validation data when the weights are final."""
+"""Fits on validation data after the last epoch."""

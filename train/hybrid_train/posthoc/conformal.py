@@ -1,4 +1,4 @@
-"""Calibration data for prediction sets, and how well the sets do on images not used for them."""
+"""Calibrate prediction sets, and measure them on other images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRIES = 1000
 FEWEST = 25
 #: Coverages that a compact table returns as exactly as a complete one.
 USUAL = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.98, 0.99, 0.995, 0.999)
-#: Coverages that reports speak of.
+#: Coverages in reports.
 SHOWN = (0.8, 0.9, 0.95)
 
 _DIGITS = 6
@@ -33,7 +33,7 @@ def calibrate(
     groups: Array | None = None,
     calibrated_on: str = "validation",
 ) -> Conformal:
-    """Tables from calibrated probabilities ``[n, classes]`` of images not trained on."""
+    """Return the tables for calibrated probabilities ``[n, classes]`` of images not trained on."""
     own = np.asarray(probabilities, np.float64)[np.arange(len(labels)), labels]
     room = ENTRIES // (len(classes) + 1)
     kept = list(classes) if room >= FEWEST else []
@@ -47,11 +47,11 @@ def calibrate(
 
 
 def table(own: Array, most: int) -> RankTable:
-    """Order statistics of the true class's probabilities ``[n]``, at most ``most`` of them.
+    """Return at most ``most`` order statistics of the true class's probabilities ``[n]``.
 
-    Where some must go, ranks for the USUAL coverages and for others in equal steps stay, half of
-    these above 0.9. Numbers are rounded down, so that rounding, here or in a runtime's float32,
-    makes no set smaller.
+    If some must go, the ranks of the USUAL coverages stay, and others in equal steps, half of
+    them above 0.9. Numbers are rounded down, so that no rounding makes a set smaller, neither
+    here nor in a runtime's float32.
     """
     falling = np.sort(np.asarray(own, np.float64))[::-1]
     count = len(falling)
@@ -70,7 +70,7 @@ def table(own: Array, most: int) -> RankTable:
 
 
 def rounded_down(value: float) -> float:
-    """To six significant digits, towards zero; what is below 1e-12 is 0."""
+    """Return the value with six significant digits, rounded down; 0 below 1e-12."""
     if value < 1e-12:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(value)) + 1 - _DIGITS)
@@ -79,7 +79,7 @@ def rounded_down(value: float) -> float:
 
 
 def sets(conformal: Conformal, probabilities: Array, coverage: float, by: By) -> Array:
-    """Which labels are in each image's set: bool ``[n, classes]``, as the runtime decides."""
+    """Return the labels of each image's set as the runtime chooses them: bool ``[n, classes]``."""
     rule = conformal.rule(coverage, by)
     thresholds = np.array([rule.thresholds[name] for name in conformal.labels])
     inside: Array = np.asarray(probabilities) >= thresholds
@@ -88,7 +88,7 @@ def sets(conformal: Conformal, probabilities: Array, coverage: float, by: By) ->
 
 
 def measure(conformal: Conformal, probabilities: Array, labels: Array) -> list[dict[str, Any]]:
-    """Coverage and size of the sets on images of known label, for each of SHOWN and each way."""
+    """Return coverage and size of the sets, for each of SHOWN, by class and over all images."""
     rows = []
     ways: tuple[By, ...] = ("class", "image") if conformal.classes else ("image",)
     for by in ways:

@@ -1,7 +1,7 @@
-"""What is fitted when the weights are final, on validation images that they have not seen.
+"""Fit on validation images, which the final weights have not seen.
 
-The temperature, the operating point, the calibration data of prediction sets and the
-out-of-distribution detector; and how each of them does on a subset of the split.
+Fitted are the temperature, the operating point, the prediction sets' calibration data and the
+out-of-distribution detector. Each is measured on the subsets of the split.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Subset:
-    """A subset of the split as the final network sees it: ``[n, classes]``, ``[n, features]``."""
+    """The final network's outputs on a subset: ``[n, classes]`` and ``[n, features]``."""
 
     logits: Array
     features: Array
@@ -38,7 +38,7 @@ class Subset:
     groups: Array | None = None
 
     def probabilities(self, spec: ModelSpec) -> Array:
-        """What the runtime returns: float32 ``[n, classes]``, with the spec's temperature."""
+        """Return the runtime's probabilities: float32 ``[n, classes]``, with temperature."""
         return softmax(self.logits / spec.temperature).astype(np.float32)
 
 
@@ -57,7 +57,7 @@ class LogitsAndFeatures(nn.Module):
 def fit_on_validation(
     spec: ModelSpec, val: Subset, train_features: Array, config: RunConfig
 ) -> tuple[ModelSpec, OodDetector]:
-    """The spec with temperature, operating point and prediction sets, and the fitted detector."""
+    """Return the completed spec and the fitted detector."""
     spec = spec.replace(temperature=fit_temperature(val.logits, val.labels))
     probabilities = val.probabilities(spec)
     if len(spec.classes) == 2:
@@ -79,7 +79,7 @@ def fit_on_validation(
 def measure(
     spec: ModelSpec, detector: OodDetector, subset: Subset, seed: int = 0
 ) -> dict[str, Any]:
-    """How the fitted things do on a subset, ready for JSON."""
+    """Return operating point, prediction sets and OOD rate on a subset, ready for JSON."""
     probabilities = subset.probabilities(spec)
     result: dict[str, Any] = {"operating_point": None}
     point = spec.operating_point

@@ -13,12 +13,12 @@ from hybrid_rt.uncertainty.ood import OodDetector
 
 Array = NDArray[Any]
 
-#: Directions kept: with 2816 features an image then costs 0.4 MFLOP, the file 0.4 MB.
+#: Directions kept: with 2816 features 0.4 MFLOP an image, and a file of 0.4 MB.
 DIRECTIONS = 32
 #: Share of images like the validation images that are flagged as out-of-distribution.
 FALSE_ALARMS = 0.01
-#: Relative error of a feature that is no sign of an out-of-distribution image. Measured with the
-#: tiny preset: 0.01 for BF16, 0.05 for a validated INT8 file (docs/trust.md).
+#: Relative error of a feature that rounding causes. Measured with the tiny preset:
+#: 0.01 for BF16, 0.05 for a validated INT8 file (docs/trust.md).
 ROUNDING = 0.05
 
 
@@ -30,14 +30,20 @@ def fit_ood(
     directions: int = DIRECTIONS,
     false_alarms: float = FALSE_ALARMS,
 ) -> OodDetector:
-    """From features ``[n, F]`` of training images and ``[m, F]`` of images not trained on.
+    """Fit the detector.
 
-    ``branches`` says how many features each branch has; a branch's features are divided by their
-    root mean square. The covariance's leading directions keep their variances, all others share
-    the mean of theirs (probabilistic PCA, Tipping and Bishop 1999). With n training images at
-    most n / 8 directions are kept: few images say little of many variances. The distances of
-    reference are those of features with an error of ROUNDING, so that the share of false alarms
-    also holds for the files of lower precision.
+    A branch's features are divided by their root mean square. The covariance's leading directions
+    keep their variances, all others share the mean of theirs (probabilistic PCA, Tipping and
+    Bishop 1999). With n training images at most n / 8 directions are kept: a few images determine
+    only a few variances. The distances of reference are those of features with an error of
+    ROUNDING, so that the rate of false alarms also holds for files of lower precision.
+
+    Args:
+        train: Features ``[n, F]`` of training images.
+        validation: Features ``[m, F]`` of images not trained on.
+        branches: Number of features of each branch.
+        directions: Most directions that keep their variance.
+        false_alarms: Share of images like those of validation that is flagged.
     """
     train = np.asarray(train, np.float64)
     edges = np.cumsum([0, *branches])

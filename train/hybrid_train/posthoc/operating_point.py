@@ -1,4 +1,4 @@
-"""The threshold of a decision, chosen on validation data for what is wanted of it."""
+"""The decision threshold, chosen on validation data by a criterion."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ def choose_operating_point(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> OperatingPoint:
-    """The threshold on the positive class's probability ``[n]`` that meets ``criterion``.
+    """Return the threshold on the positive class's probability ``[n]`` that meets ``criterion``.
 
-    "sensitivity=0.9" takes the largest threshold with at least that sensitivity,
-    "specificity=0.9" the smallest with at least that specificity, "youden" the one of greatest
-    sensitivity + specificity - 1 (Youden 1950); a number is taken as it is. Intervals are 95%
-    bootstrap intervals at that threshold, by group. Where no threshold has the specificity, since
-    negatives have the probability 1, the threshold is 1. Raises UsageError for any other criterion.
+    "sensitivity=0.9" takes the largest threshold with at least that sensitivity. "specificity=0.9"
+    takes the smallest with at least that specificity, or 1 if there is none. "youden" takes the
+    one of greatest sensitivity + specificity - 1 (Youden 1950). A number is taken as it is.
+    Intervals are 95% bootstrap intervals at that threshold, by group.
+
+    Raises:
+        UsageError: The criterion is none of these.
     """
     kind, value = parse_criterion(criterion)
     truth = np.asarray(labels).astype(bool)
-    # As a runtime returns them: what float32 cannot tell apart, no threshold can separate.
+    # float32, as the runtime returns them: a threshold cannot separate finer differences.
     probabilities = np.asarray(probabilities, np.float32).astype(np.float64)
     if kind == "fixed" or not truth.any() or truth.all():
         threshold = value if kind == "fixed" else 0.5
@@ -62,10 +64,11 @@ def at_threshold(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a threshold achieves on some images, with 95% bootstrap intervals by group.
+    """Measure a threshold on images, with 95% bootstrap intervals by group.
 
-    Sensitivity, specificity and the predictive values, None where there is nothing to divide by;
-    the predictive values hold for the frequency of positives among these images.
+    Returns:
+        Sensitivity, specificity and the predictive values; None for a rate of no images. The
+        predictive values hold for the frequency of positives among these images.
     """
     truth = np.asarray(labels).astype(bool)
     called = np.asarray(probabilities, np.float32).astype(np.float64) >= threshold
@@ -83,7 +86,7 @@ def at_threshold(
 
 
 def _threshold(probabilities: Array, truth: Array, kind: str, value: float) -> float:
-    """Candidates lie half-way between neighbouring probabilities, so that none is on the edge."""
+    """Return a threshold half-way between two probabilities, so that none is on the edge."""
     distinct = np.unique(probabilities)
     middles = (distinct[1:] + distinct[:-1]) / 2
     candidates = np.concatenate(([0.0], middles, [min(1.0, (distinct[-1] + 1) / 2)]))

@@ -8,9 +8,9 @@ from hybrid_train.evaluation.reliability import Array
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
-    """The temperature of least log loss (Guo et al., ICML 2017), between 0.05 and 20.
+    """Return the temperature of least log loss (Guo et al., ICML 2017), between 0.05 and 20.
 
-    1.0 where it has no optimum: fewer than two classes, or every prediction right.
+    It is 1.0 if there is no optimum: with fewer than two classes, or if all predictions are right.
     """
     from scipy.optimize import minimize_scalar
 

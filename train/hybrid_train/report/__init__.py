@@ -1,4 +1,4 @@
-"""The report of a run, and what other pages take from it: style, figures, plots."""
+"""The report of a run, and the style, tables and plots that other pages share."""
 
 from hybrid_train.report.page import DISCLAIMER, STYLE, esc, figures, rows_table
 from hybrid_train.report.plots import COLOURS, GREY, canvas, legend, svg

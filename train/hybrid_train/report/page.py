@@ -1,8 +1,8 @@
-"""One self-contained page that shows how good a run is: numbers, curves and images.
+"""Write the report of a run: one page with numbers, curves and images.
 
     write_report(folder, report)  # folder/report.html
 
-Nothing in it is loaded from elsewhere, so it can be mailed and archived.
+The page loads nothing from elsewhere, so that it can be mailed and archived.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class GalleryItem:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that the page shows. ``metrics``, ``logits`` and ``labels`` are by split name."""
+    """The content of the page; ``metrics``, ``logits`` and ``labels`` are by split name."""
 
     title: str
     command: str
@@ -99,7 +99,7 @@ class ReportData:
 
 
 def write_report(folder: str | Path, report: ReportData) -> Path:
-    """Write ``report.html`` into ``folder``, whole or not at all; its path."""
+    """Write ``report.html`` into ``folder`` and return its path."""
     path = Path(folder) / "report.html"
     with atomic_path(path) as temporary:
         temporary.write_text(render(report), encoding="utf-8")
@@ -107,7 +107,7 @@ def write_report(folder: str | Path, report: ReportData) -> Path:
 
 
 def render(report: ReportData) -> str:
-    """The page as text."""
+    """Return the page as HTML."""
     shown = "test" if "test" in report.metrics else next(iter(report.metrics))
     spec = report.spec
     sections = [
@@ -136,7 +136,7 @@ def render(report: ReportData) -> str:
     sections.append(
         f"<p class='sub'>ECE is the expected calibration error in "
         f"{esc(report.metrics[shown]['ece_binning'])}. Intervals hold 95% of bootstrap draws of "
-        "whole groups (patients) where the data has them.</p>"
+        "complete groups (patients) if the data has them.</p>"
     )
     sections += [f"<h2>By class ({esc(shown)})</h2>"]
     sections.append(rows_table(report.metrics[shown]["per_class"]))
@@ -161,7 +161,7 @@ def render(report: ReportData) -> str:
 
 
 def cards(metrics: Mapping[str, Any], spec: ModelSpec) -> str:
-    """The few numbers a reader looks for first."""
+    """Return the most important numbers."""
     interval = metrics.get("auroc_interval")
     entries = [
         ("AUROC", metrics["auroc"], f"95% {interval[0]:.3f} to {interval[1]:.3f}" if interval else
@@ -196,7 +196,7 @@ def at_threshold(interval: tuple[float, float] | None) -> str:
 
 
 def speed(history: Sequence[Mapping[str, Any]]) -> str:
-    """How fast training was, and how much of it went by waiting for images."""
+    """Return the speed of training, and the share of time spent waiting for images."""
     if not history:
         return "No epoch was trained."
     rate = median(row["images_per_s"] for row in history)
@@ -209,10 +209,12 @@ def speed(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def data_table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the number of images of each subset as a table."""
     return rows_table([{"subset": name, **row} for name, row in counts.items()])
 
 
 def measures_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the measures that are single numbers as a table."""
     names = [
         name
         for name, value in next(iter(metrics.values())).items()
@@ -227,6 +229,7 @@ def measures_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def prediction_sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
+    """Return coverage and size of the prediction sets as a table."""
     return rows_table(
         [
             {
@@ -243,7 +246,7 @@ def prediction_sets_table(sets: Sequence[Mapping[str, Any]]) -> str:
 
 
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of dictionaries with the first one's keys as its head."""
+    """Return a table of dictionaries with the first one's keys as its head."""
     if not rows:
         return ""
     columns = list(rows[0])
@@ -256,22 +259,26 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any) -> str:
+    """Return a cell's content as HTML."""
     if isinstance(value, (list, tuple)):
         return " to ".join(number(v) for v in value)
     return esc(value) if isinstance(value, str) else number(value)
 
 
 def number(value: Any) -> str:
+    """Return a number with four decimals; None is a dash."""
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def figures(svgs: Sequence[str]) -> str:
+    """Return SVG elements side by side."""
     return "<div class='plots'>" + "".join(f"<div class='plot'>{s}</div>" for s in svgs) + "</div>"
 
 
 def gallery_figure(item: GalleryItem, wrong: bool) -> str:
+    """Return an image with its classes as a figure element."""
     thumbnail = item.image.convert("L" if item.image.mode == "L" else "RGB")
     thumbnail.thumbnail((300, 300))
     buffer = io.BytesIO()
@@ -286,4 +293,5 @@ def gallery_figure(item: GalleryItem, wrong: bool) -> str:
 
 
 def esc(text: object) -> str:
+    """Return text with the special characters of HTML escaped."""
     return html.escape(str(text), quote=True)

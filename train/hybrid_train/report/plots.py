@@ -1,4 +1,4 @@
-"""The report's plots as SVG text; figures are made without pyplot, so nothing global changes."""
+"""Draw the plots of the report as SVG text, without pyplot and its global state."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Array = NDArray[Any]
 
 BLUE, ORANGE, GREY, INK = "#1565c0", "#e65100", "#90a4ae", "#17202a"
 COLOURS = (BLUE, ORANGE, "#2e7d32", "#6a1b9a", "#00838f", "#c62828", "#5d4037", "#455a64")
-MOST_CLASSES = 8  # more curves in one plot cannot be told apart
-MOST_TICKS = 24  # more class names on an axis cannot be read
+MOST_CLASSES = 8  # more curves in one plot are unreadable
+MOST_TICKS = 24  # more class names on an axis are unreadable
 
 
 def training(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Loss, validation measures and learning rate over the epochs."""
+    """Draw loss, validation measures and learning rate over the epochs."""
     if not history:
         return []
     epochs = [row["epoch"] for row in history]
@@ -51,10 +51,10 @@ def quality(
     temperature: float,
     point: OperatingPoint | None = None,
 ) -> list[str]:
-    """ROC, precision and recall, confusion matrix, reliability before and after calibration.
+    """Draw ROC, precision and recall, confusion matrix, and reliability before and after.
 
-    With two classes also how the probabilities spread, and what each threshold would achieve;
-    ``point`` marks the one that was chosen.
+    With two classes, also draw the distribution of probabilities and the rates of every threshold.
+    ``point`` marks the chosen threshold.
     """
     probabilities = softmax(np.asarray(logits) / temperature)
     made = [
@@ -73,7 +73,7 @@ def quality(
 
 
 def curves(probabilities: Array, labels: Array, classes: Sequence[str]) -> list[tuple[str, Any]]:
-    """(name, truth, score) of the classes to draw: the second of two, or all that are present."""
+    """Return (name, truth, score) of the second class of two, or of all that are present."""
     chosen = [1] if len(classes) == 2 else range(min(len(classes), MOST_CLASSES))
     return [
         (shown_name(classes[c]), (labels == c, probabilities[:, c]))
@@ -83,6 +83,7 @@ def curves(probabilities: Array, labels: Array, classes: Sequence[str]) -> list[
 
 
 def roc(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    """Draw the ROC curves."""
     from sklearn.metrics import roc_curve
 
     figure, axes = canvas("ROC", "1 - specificity", "sensitivity")
@@ -97,6 +98,7 @@ def roc(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
 
 
 def precision_recall(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    """Draw the precision over the recall."""
     from sklearn.metrics import precision_recall_curve
 
     figure, axes = canvas("Precision and recall", "recall", "precision")
@@ -112,6 +114,7 @@ def precision_recall(probabilities: Array, labels: Array, classes: Sequence[str]
 
 
 def confusion(probabilities: Array, labels: Array, classes: Sequence[str]) -> str:
+    """Draw the confusion matrix of the most probable class."""
     from sklearn.metrics import confusion_matrix
 
     matrix = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(classes)))
@@ -134,6 +137,7 @@ def confusion(probabilities: Array, labels: Array, classes: Sequence[str]) -> st
 
 
 def reliability_diagram(logits: Array, labels: Array, temperature: float) -> str:
+    """Draw accuracy over probability, before and after the temperature."""
     figure, axes = canvas(
         "Reliability", "probability of the predicted class", "share that is right"
     )
@@ -163,7 +167,7 @@ def spread(
     positive: int,
     point: OperatingPoint | None,
 ) -> str:
-    """How the positive class's probability is spread over the images of each class."""
+    """Draw the distribution of the positive class's probability over each class's images."""
     figure, axes = canvas(
         "Probabilities", f"probability of {shown_name(classes[positive])}", "images"
     )
@@ -177,7 +181,7 @@ def spread(
 
 
 def thresholds(score: Array, truth: Array, name: str, point: OperatingPoint | None) -> str:
-    """Sensitivity and specificity of every threshold."""
+    """Draw sensitivity and specificity of every threshold."""
     figure, axes = canvas("Choice of a threshold", f"threshold for {shown_name(name)}", "")
     x = np.linspace(0, 1, 401)
     for label, inside, colour in (("sensitivity", True, ORANGE), ("specificity", False, BLUE)):
@@ -192,12 +196,13 @@ def thresholds(score: Array, truth: Array, name: str, point: OperatingPoint | No
 
 
 def shown_name(name: str) -> str:
-    """A class name as Matplotlib shows it: short, no formula, no hidden legend entry."""
+    """Return a class name for Matplotlib: short, no formula, no hidden legend entry."""
     short = name if len(name) <= 18 else name[:17] + "…"
     return (" " if short.startswith("_") else "") + short.replace("$", r"\$")
 
 
 def canvas(title: str, xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    """Return an empty figure and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3.6), layout="constrained")
@@ -212,12 +217,13 @@ def canvas(title: str, xlabel: str, ylabel: str) -> tuple[Any, Any]:
 
 
 def legend(axes: Any, place: str) -> None:
+    """Add a legend if there is anything to name."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(edgecolor="none", framealpha=0.7, loc=place, fontsize=9)
 
 
 def svg(figure: Any) -> str:
-    """The figure as an SVG element: text stays text, equal figures make equal elements."""
+    """Return the figure as an SVG element with text as text; equal figures are equal."""
     import matplotlib as mpl
 
     buffer = io.StringIO()

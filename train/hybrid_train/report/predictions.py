@@ -1,7 +1,8 @@
-"""predictions.csv: what the finished model predicts for each validation and test image.
+"""predictions.csv: the finished model's prediction for each validation and test image.
 
 Columns: split, image, group (the patient), label, predicted, p_<class> for each class (with the
-temperature), ood_score (above 1 is out of distribution), then the data's own columns for subgroups.
+temperature), ood_score (above 1 is out of distribution), then the data's own columns for
+subgroups.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def write_predictions(
     split: Split,
     subsets: Mapping[str, Subset],
 ) -> None:
-    """Write the file, whole or not at all (CSV by RFC 4180, UTF-8; a null is an empty cell)."""
+    """Write the complete file as CSV (RFC 4180, UTF-8; a null is an empty cell)."""
     columns = ["split", "image", "group", "label", "predicted"]
     columns += [*(f"p_{name}" for name in spec.classes), "ood_score", *samples.columns]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
