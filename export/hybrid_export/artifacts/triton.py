@@ -34,7 +34,7 @@ def write_repository(
 
     NAME is ``name`` in the letters that Triton's addresses allow. What ``root`` holds of other
     models is left alone; an earlier version of this one is replaced as a whole. Raises UsageError
-    where ``root`` cannot be written to.
+    if ``root`` cannot be written to.
     """
     chosen = choose_file(bundle)
     built = bundle.files[chosen].built_for
@@ -61,7 +61,7 @@ def write_repository(
 
 
 def choose_file(bundle: Bundle) -> str:
-    """The file of the bundle that Triton should serve: a TensorRT plan, else FP16, else fp32 ONNX.
+    """Return the file that Triton should serve: a TensorRT plan, else FP16, else fp32 ONNX.
 
     Plans of TensorRT for RTX are for desktop applications: Triton's backend reads TensorRT's own.
     """
@@ -84,7 +84,7 @@ def choose_file(bundle: Bundle) -> str:
 
 
 def config(spec: ModelSpec, *, name: str, suffix: str, max_batch: int) -> str:
-    """The text of ``config.pbtxt`` (inference.ModelConfig in protobuf's text format)."""
+    """Return the text of ``config.pbtxt`` (inference.ModelConfig in protobuf's text format)."""
     pixels = [spec.preprocess.height, spec.preprocess.width, 3]
     outputs = ",\n".join(
         _tensor(
@@ -111,7 +111,7 @@ def config(spec: ModelSpec, *, name: str, suffix: str, max_batch: int) -> str:
 
 
 def model_name(name: str) -> str:
-    """The name in the letters that Triton's addresses allow; "hybrid" where none is left."""
+    """Return the name in the letters that Triton's addresses allow; "hybrid" if none is left."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "hybrid"
 
 
@@ -136,7 +136,7 @@ def _labels(classes: Sequence[str]) -> str:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """A copy that takes no room where the file system can link; both are written only once."""
+    """Link the file, or copy it if the file system cannot link; both are written only once."""
     try:
         os.link(source, target)
     except OSError:

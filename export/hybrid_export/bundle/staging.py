@@ -20,10 +20,10 @@ _PREFIX = ".hybrid-export-"
 
 @contextlib.contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A folder inside ``output`` to write to; it is gone when the block ends, however it ends.
+    """Yield a folder inside ``output`` to write to, which is removed when the block ends.
 
-    Raises UsageError where ``output`` cannot be written to. A full disk inside the block becomes
-    an ExportError; SIGTERM is handled like Ctrl+C. What a killed export left is removed first.
+    Raises UsageError if ``output`` cannot be written to. A full disk inside the block becomes an
+    ExportError; SIGTERM is handled like Ctrl+C. What a killed export left is removed first.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -85,20 +85,19 @@ def _sweep(output: Path) -> None:
     """Remove staging folders of processes that are gone."""
     for folder in output.glob(f"{_PREFIX}*"):
         pid = folder.name.removeprefix(_PREFIX)
-        if not pid.isdigit() or not _alive(int(pid)):
+        if not pid.isdigit() or not _is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
+def _is_running(pid: int) -> bool:
+    """Return whether another process has that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
-    return True
+    except PermissionError:  # of another user
+        pass
+    return pid != os.getpid()
 
 
 def _fsync(path: Path) -> None:
@@ -111,14 +110,14 @@ def _fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl+C does, so that what it staged is removed."""
+    """Let SIGTERM end the block as Ctrl+C does, so that what it staged is removed."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread, which alone may handle signals
         yield
         return
     try:
@@ -129,7 +128,7 @@ def _interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Let the renames, which take milliseconds, finish before an interrupt is seen."""
+    """Let the renames, which take milliseconds, finish before an interrupt is handled."""
     signals = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

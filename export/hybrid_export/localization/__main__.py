@@ -8,29 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hybrid_export.localization.measure import SEED, Localization, measure
 from hybrid_export.localization.page import render
 from hybrid_rt import HybridEngine
 from hybrid_rt.errors import HybridError, UsageError
 from hybrid_rt.files import atomic_path
-from hybrid_rt.results.explanation import Explanation
-
-
-def write_page(
-    path: Path,
-    result: Localization,
-    found: Sequence[tuple[Explanation, NDArray[np.bool_]]],
-    command: str,
-) -> None:
-    """One self-contained page: tables, curves and overlays with the lesion outlined."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(render(result, found, command), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
                 curve_images=args.curve_images,
             )
         command = f"python -m hybrid_export.localization {' '.join(argv or sys.argv[1:])}"
-        write_page(args.output, result, found, command)
+        with atomic_path(args.output) as temporary:
+            temporary.write_text(render(result, found, command), encoding="utf-8")
         with atomic_path(args.output.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     except (HybridError, OSError) as err:
@@ -60,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table(result: Localization) -> str:
-    """The pointing game as text."""
+    """Return the pointing game as text."""
     lines = [
         f"{result.found} of {result.lesions} phantoms with a lesion found "
         f"({result.patients} patients, seed {result.seed})",

@@ -1,4 +1,4 @@
-"""Do the heatmaps point at the lesion? On phantoms its place is known.
+"""Measure whether the heatmaps point at the lesion, on phantoms, whose lesions are known.
 
     python -m hybrid_export.localization model --output localization.html
 
@@ -10,13 +10,13 @@ Measures, of the deployed file itself, for each branch and on patients no run ha
 - deletion and insertion (Petsiuk et al., RISE, 2018): how fast the predicted class's probability
   falls as the hottest pixels are blurred away, and rises as they are brought into a blurred image.
 
-Beside each stand what needs no network: the image's centre, the breast's centre, the brightest
-point, a random point of the breast; and random pixel orders.
+Beside each are baselines that need no network: the image's centre, the breast's centre, the
+brightest point, a random point of the breast; and random pixel orders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +29,9 @@ from scipy.integrate import trapezoid
 from hybrid_export.localization.pointing import BRANCHES, Pointing, point_at
 from hybrid_rt import HybridEngine
 from hybrid_rt.errors import UsageError
+from hybrid_rt.images import load_pixels
 from hybrid_rt.results.explanation import Explanation
+from hybrid_train.phantom import generate
 
 STEPS = 20  # of the deletion and insertion curves
 SEED = 1_000_003  # far from the seeds of training runs: other patients
@@ -73,7 +75,7 @@ class Localization:
     curve_images: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return JSON values, the areas under the curves among them."""
         data = asdict(self)
         for entry, curve in zip(data["curves"], self.curves, strict=True):
             entry |= {
@@ -95,7 +97,7 @@ def measure(
     """Run the measurement; also returns the explanations of found lesions with their masks.
 
     ``positive`` is the class that means a lesion (default: the operating point's, else the last).
-    Raises ModelFileError for a model without heatmaps, UsageError where no lesion was found.
+    Raises ModelFileError for a model without heatmaps, UsageError if no lesion was found.
     """
     spec = engine.spec
     if positive is None:
@@ -103,7 +105,8 @@ def measure(
         positive = point.positive if point else spec.classes[-1]
     if positive not in spec.classes:
         raise UsageError(f"--positive {positive!r}; expected one of {', '.join(spec.classes)}")
-    rows = list(lesion_rows(patients, seed, size))
+    phantoms = generate(patients, seed=seed, size=size, with_masks=True)
+    rows = [row for row in phantoms if row["mask"].any()]
     explanations = cast(list[Explanation], engine.explain([row["image"] for row in rows]))
     found = [
         (e, row["mask"])
@@ -130,21 +133,10 @@ def measure(
     ), found
 
 
-def lesion_rows(patients: int, seed: int, size: int) -> Iterator[dict[str, Any]]:
-    """Phantom rows with a lesion, with its mask."""
-    from hybrid_train.phantom import generate
-
-    for row in generate(patients, seed=seed, size=size, with_masks=True):
-        if row["mask"].any():
-            yield row
-
-
 def curves(
     engine: HybridEngine, explanations: Sequence[Explanation], rng: np.random.Generator
 ) -> list[Curves]:
-    """Deletion and insertion of each branch and of random orders, at the model's own input."""
-    from hybrid_rt.images import load_pixels
-
+    """Return deletion and insertion of each branch and of random orders, at the model's input."""
     preprocess = engine.spec.preprocess
     sums: dict[str, tuple[Curve, Curve]] = {}
     for explanation in explanations:
@@ -158,7 +150,7 @@ def curves(
             if name in BRANCHES:
                 grid = explanation.grids[f"heatmap_{name}"]
                 heat = np.asarray(Image.fromarray(grid).resize(side, Image.Resampling.BILINEAR))
-                # Equal heat, as where a map is cut off at 0, in random order.
+                # Equal heat, such as all that is cut off at 0, in random order.
                 order = np.lexsort((rng.random(heat.size), -heat.ravel()))
             else:
                 order = rng.permutation(side[0] * side[1])
@@ -176,7 +168,7 @@ def curves(
 def steps(
     start: NDArray[np.uint8], end: NDArray[np.uint8], order: NDArray[np.intp]
 ) -> NDArray[np.uint8]:
-    """``[STEPS + 1, h, w, 3]``: from ``start`` to ``end``, pixel after pixel in that order."""
+    """Return ``[STEPS + 1, h, w, 3]``: from ``start`` to ``end``, pixel by pixel in that order."""
     shape = start.shape
     flat_start, flat_end = start.reshape(-1, 3), end.reshape(-1, 3)
     made = np.repeat(flat_start[None], STEPS + 1, axis=0)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from hybrid_export.localization.measure import Localization
 from hybrid_rt.results.explanation import Explanation
@@ -40,7 +41,7 @@ def render(
     found: Sequence[tuple[Explanation, NDArray[np.bool_]]],
     command: str,
 ) -> str:
-    """The page as text; it loads nothing from elsewhere."""
+    """Return the page as text; it loads nothing from elsewhere."""
     pointing = [
         {
             "what points": _NAMES.get(row.name, row.name),
@@ -92,7 +93,7 @@ def render(
 
 
 def overlay(explanation: Explanation, mask: NDArray[np.bool_]) -> Image.Image:
-    """The explanation's overlay with the lesion outlined on each of its panels."""
+    """Return the explanation's overlay with the lesion outlined on each of its panels."""
     sheet = explanation.overlay(max_size=_PANEL)
     small = explanation.image.convert("L")
     small.thumbnail((_PANEL, _PANEL))
@@ -108,10 +109,8 @@ def overlay(explanation: Explanation, mask: NDArray[np.bool_]) -> Image.Image:
 
 
 def outline(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels just outside of what is true."""
-    grown = np.pad(inside, 1)
-    grown = grown[1:-1, :-2] | grown[1:-1, 2:] | grown[:-2, 1:-1] | grown[2:, 1:-1]
-    edge: NDArray[np.bool_] = grown & ~inside
+    """Return the pixels just outside of what is true."""
+    edge: NDArray[np.bool_] = binary_dilation(inside) & ~inside
     return edge
 
 

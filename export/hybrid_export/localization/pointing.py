@@ -1,7 +1,7 @@
-"""The pointing game: does the hottest point of a heatmap lie in the lesion?
+"""The pointing game: whether the hottest point of a heatmap lies in the lesion.
 
-Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018; beside it what needs no
-network, and the share of the heat inside the lesion (Wang et al., Score-CAM, 2020).
+Zhang et al., "Top-down neural attention by excitation backprop", IJCV 2018; with baselines that
+need no network, and the share of the heat inside the lesion (Wang et al., Score-CAM, 2020).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFilter
+from scipy.ndimage import distance_transform_edt
 
 from hybrid_rt.results.explanation import Explanation
 
@@ -32,7 +33,7 @@ class Pointing:
 
 
 def point_at(found: Sequence[tuple[Explanation, NDArray[np.bool_]]]) -> list[Pointing]:
-    """The pointing game of both branches and of what needs no network."""
+    """Return the pointing game of both branches and of what needs no network."""
     hits: dict[str, list[float]] = {}
     energy: dict[str, list[float]] = {}
     for explanation, mask in found:
@@ -68,22 +69,23 @@ def point_at(found: Sequence[tuple[Explanation, NDArray[np.bool_]]]) -> list[Poi
 
 
 def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    """True within ``radius`` pixels of what is true."""
-    from scipy.ndimage import distance_transform_edt
-
+    """Return what is within ``radius`` pixels of what is true."""
     near: NDArray[np.bool_] = distance_transform_edt(~mask) <= radius
     return near
 
 
 def hottest(heat: NDArray[np.float32]) -> tuple[int, int]:
-    """(row, column) of the largest value; the middle one of several equal ones."""
+    """Return (row, column) of the largest value; the middle one of several equal ones."""
     places = np.argwhere(heat == heat.max())
     row, column = places[len(places) // 2]
     return int(row), int(column)
 
 
 def wilson(successes: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
+    """Return the 95% interval of a share (Wilson 1927).
+
+    scipy's takes whole numbers of successes; a random point's expected hits are a fraction.
+    """
     share = successes / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count)

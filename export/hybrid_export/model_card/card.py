@@ -1,7 +1,7 @@
-"""MODEL_CARD.md: what a reader must know before trusting a model (Mitchell et al., FAT* 2019).
+"""MODEL_CARD.md: intended use, data, performance and limitations (Mitchell et al., FAT* 2019).
 
-A pure function of the bundle and of what its run folder tells. What is not known is said to be
-unknown: a card without a section would read as if there were nothing to say.
+A pure function of the bundle and of the record in its run folder. Every card has every section;
+what is not recorded is written as unknown.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_A_DEVICE = (
 
 
 def model_card(bundle: Bundle, record: Record, *, name: str) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     spec = bundle.spec
     sections = [
         f"{CARD_MARK}\n\n# Model card: {text(name)}\n\n{NOT_A_DEVICE}",
@@ -69,7 +69,7 @@ def _details(spec: ModelSpec, record: Record) -> str:
         known.pop("started from")
     return (
         "## Model\n\n" + facts(known) + "\n- publisher, licence, contact: not recorded; add them "
-        "where the model is passed on"
+        "when the model is passed on"
     )
 
 
@@ -120,7 +120,7 @@ def _split(spec: ModelSpec, record: Record) -> str | None:
     if any("" in names for names in patients.values()):
         return (
             f"{images}; by image, since the data names no patients: those of one patient may "
-            "stand on both sides"
+            "be on both sides"
         )
     known = ", ".join(f"{subset} {len(names)}" for subset, names in patients.items())
     return f"{images}; by patient ({known})"
@@ -172,8 +172,8 @@ def _parity(bundle: Bundle) -> str:
 def _limitations(spec: ModelSpec) -> str:
     lines = [
         "Numbers hold for images like those of the data above. Other scanners, populations, "
-        "frequencies of disease and ways of labelling change them: measure again where it is to "
-        "run.",
+        "frequencies of disease and ways of labelling change them: measure again on the images "
+        "that it is to run on.",
         "The labels are taken as true; their errors are in every number.",
         "A network may use what only goes with the label, such as a marker on the image: look at "
         "where it looked (`hybrid-export --explain`).",

@@ -8,16 +8,8 @@ from typing import Any
 UNKNOWN = "unknown: the checkpoint came without its run folder"
 
 
-def fact_list(facts: Mapping[str, Any], unknown: str) -> str:
-    """A list of facts; ``unknown`` stands where one is None."""
-    return "\n".join(
-        f"- {key.replace('_', ' ')}: {unknown if value is None else text(str(value))}"
-        for key, value in facts.items()
-    )
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table of dictionaries; a key of any of them is a column."""
+    """Return a table of dictionaries; a key of any of them is a column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     return "\n".join(
         [
@@ -33,14 +25,14 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    """ "0.912 (0.850 to 0.960)"."""
+    """Return such as "0.912 (0.850 to 0.960)"."""
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 def number(value: Any) -> str:
-    """Four decimals for a float, a dash for None."""
+    """Return four decimals for a float, a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -51,15 +43,19 @@ def number(value: Any) -> str:
 
 
 def small(value: float | None) -> str | None:
-    """An error or a cosine: six decimals, or a power of ten."""
+    """Return an error or a cosine: six decimals, or a power of ten."""
     return None if value is None else f"{value:.6f}" if 0.1 < value <= 1 else f"{value:.1e}"
 
 
 def text(value: str) -> str:
-    """A name as Markdown: nothing in it breaks a table or becomes markup."""
+    """Return a name as Markdown: nothing in it breaks a table or becomes markup."""
     escaped = "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in value)
     return " ".join(escaped.split())
 
 
 def facts(known: Mapping[str, Any]) -> str:
-    return fact_list(known, UNKNOWN)
+    """Return a list of facts; one that is None is unknown."""
+    return "\n".join(
+        f"- {key.replace('_', ' ')}: {UNKNOWN if value is None else text(str(value))}"
+        for key, value in known.items()
+    )

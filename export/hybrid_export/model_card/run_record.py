@@ -1,4 +1,4 @@
-"""What a run folder tells about a checkpoint: its measures, settings and predictions."""
+"""The record of a run folder: measures, settings and predictions of its checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Record:
 
 
 def read_record(folder: Path, spec: ModelSpec) -> Record:
-    """The record of a run folder; an empty one where the folder is not this checkpoint's run."""
+    """Return the record of a run folder; an empty one if it is not this checkpoint's run."""
     metrics = _json(folder / "metrics.json")
     fingerprint = spec.provenance.get("data_fingerprint")
     if fingerprint is None or metrics.get("data", {}).get("fingerprint") != fingerprint:

@@ -21,10 +21,10 @@ Interval = tuple[float, float] | None
 def subgroup_rows(
     predictions: Sequence[Mapping[str, str]], spec: ModelSpec, subset: str
 ) -> list[dict[str, Any]]:
-    """A row for all images of ``subset``, then one for each subgroup, with 95% intervals.
+    """Return a row for all images of ``subset``, then one for each subgroup.
 
-    The intervals are bootstrap intervals drawn by patient where the rows name one. ``accuracy``,
-    ``auroc``, ``sensitivity`` and ``specificity`` are (value, interval); None is not defined.
+    ``accuracy``, ``auroc``, ``sensitivity`` and ``specificity`` are (value, 95% interval); None is
+    not defined. Intervals are bootstrap intervals, drawn by patient if the rows name patients.
     """
     rows = [row for row in predictions if row["split"] == subset]
     if not rows:
@@ -76,7 +76,7 @@ def _measured(
 
 
 def _key(column: str, text: str) -> str:
-    """A cell as its subgroup's name; ages in bands, as in the report."""
+    """Return a cell as its subgroup's name; ages in bands, as in the report."""
     if text == "":
         return "unknown"
     if column != "age":

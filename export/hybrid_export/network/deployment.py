@@ -3,8 +3,8 @@
     graph = DeploymentGraph(model, spec, explain=False)
     probabilities, logits, features = graph(images)  # uint8 [batch, height, width, 3]
 
-It is what is exported, so that a runtime has nothing left to get wrong: cast, layout, scaling,
-each branch's normalization, the backbones, the head, the fitted temperature.
+It is what is exported, so that no client has to repeat any of it: cast, layout, scaling, each
+branch's normalization, the backbones, the head, the fitted temperature.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class DeploymentGraph(nn.Module):
     """uint8 images ``[batch, height, width, 3]`` to probabilities, logits and features, float32.
 
     With ``explain`` also to the heatmaps of ``network.saliency``. The model is not changed.
-    Raises ExportError if folding changes what a branch returns, or where a backbone is of a
-    kind that cannot be explained.
+    Raises ExportError if folding changes what a branch returns, or if a backbone is of a
+    kind that has no heatmaps.
     """
 
     def __init__(self, model: HybridClassifier, spec: ModelSpec, *, explain: bool = False) -> None:
@@ -53,7 +53,7 @@ class DeploymentGraph(nn.Module):
             self._add_heatmaps(example)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs that ``outputs`` lists, in its order."""
+        """Return the outputs that ``outputs`` lists, in its order."""
         pixels = images.to(torch.float32)  # cast first: TensorRT cannot transpose uint8
         pixels = pixels.permute(0, 3, 1, 2)  # NHWC -> NCHW
         vit_pixels = self.vit_norm(pixels)
@@ -99,7 +99,7 @@ class DeploymentGraph(nn.Module):
             self.cnn_grid = tuple(self.cnn.feature_map(example).shape[2:])
 
     def outputs(self, spec: ModelSpec) -> tuple[Output, ...]:
-        """The graph's outputs, for the spec."""
+        """Return the graph's outputs, for the spec."""
         made = [
             Output(name="probabilities", shape=("batch", len(spec.classes))),
             Output(name="logits", shape=("batch", len(spec.classes))),
@@ -144,15 +144,15 @@ class DeployedCnn(nn.Module):
             _check_same("cnn", self.forward(example), before)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``[batch, channels]``."""
+        """Return features ``[batch, channels]``."""
         return self.pool(self.feature_map(images))
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The last map, ``[batch, channels, height, width]``."""
+        """Return the last map, ``[batch, channels, height, width]``."""
         return cast(Tensor, self.network.forward_features(images))  # type: ignore[operator]
 
     def pool(self, feature_map: Tensor) -> Tensor:
-        """Features ``[batch, channels]`` of that map."""
+        """Return features ``[batch, channels]`` of that map."""
         if self.mean_pooled:
             return feature_map.mean((2, 3))
         return cast(Tensor, self.network.forward_head(feature_map, pre_logits=True))  # type: ignore[operator]
@@ -171,7 +171,7 @@ class PlainViT(nn.Module):
 
 
 def deployed_vit(vit: nn.Module, example: Tensor) -> nn.Module:
-    """The ViT computing only what its class token needs, or as it is where that is unknown."""
+    """Return the ViT computing only what its class token needs; as it is if its kind is unknown."""
     plain = PlainViT(vit)
     if not is_standard(vit):
         return plain
@@ -182,7 +182,7 @@ def deployed_vit(vit: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _differs(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value; infinite where the shapes differ."""
+    """Return the largest difference over the largest value; infinite if the shapes differ."""
     if got.shape != expected.shape:
         return float("inf")
     return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))

@@ -43,14 +43,14 @@ def fold_batch_norms(network: nn.Module, example: Tensor) -> int:
 
 
 def _remainder(norm: nn.Module) -> nn.Module:
-    """What is left of a normalization that was folded: timm puts the activation inside."""
+    """Return what is left of a normalization that was folded: timm puts the activation inside."""
     if isinstance(norm, BatchNormAct2d):
         return nn.Sequential(norm.drop, norm.act)
     return nn.Identity()
 
 
 def _pairs(network: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions whose output goes to one normalization, each of the two called once."""
+    """Return convolutions whose output goes to one normalization, each of the two called once."""
     made_by: dict[int, nn.Conv2d] = {}
     outputs: list[Tensor] = []  # kept alive, so that ids stay unique
     calls: dict[nn.Module, int] = {}

@@ -1,4 +1,4 @@
-"""Where the network looked, from the same pass: gradients written out in ordinary operators.
+"""Heatmaps in the same pass as the prediction: gradients written out in ordinary operators.
 
 Autograd does not export, so the head and the class token's way through the last block are run
 backwards by hand. Both maps are for the predicted class and are exact:
@@ -6,11 +6,11 @@ backwards by hand. Both maps are for the predicted class and are exact:
 - ``heatmap_cnn``: Grad-CAM (Selvaraju et al. 2017) of the last feature map, of the class's logit.
 - ``heatmap_vit``: the class token's attention of the last block weighted by its gradient, positive
   values, sum over heads (Chefer et al. 2021, "Generic attention-model explainability", rule 5), of
-  the class's log-odds. On phantoms that found twice as many lesions as the logit, most of whose
-  gradient says nothing of the decision: a softmax does not see what all logits share.
+  the class's log-odds. On phantoms that found twice as many lesions as the logit: most of the
+  logit's gradient is shared by all classes, and a softmax ignores what all logits share.
 
-A map adds up to how far its branch moves that number, to first order: a branch with little heat had
-little say.
+A map adds up to how far its branch moves that number, to first order: a branch with little heat has
+little influence.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LinearGradient(nn.Module):
     """The gradient of a linear layer's input: the product with its weight, which is shared.
 
     A square weight is stored once more, transposed: OpenVINO (2026.4) repacks a weight once and
-    mistakes the two directions for each other where their shapes are equal.
+    mistakes the two directions for each other if their shapes are equal.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -56,7 +56,7 @@ class LinearGradient(nn.Module):
             self.register_buffer("transposed", layer.weight.detach().t().contiguous())
 
     def forward(self, gradient: Tensor) -> Tensor:
-        """``[batch, out]`` -> ``[batch, in]``."""
+        """Return ``[batch, in]`` for ``[batch, out]``."""
         if self.square:
             return nn.functional.linear(gradient, cast(Tensor, self.transposed))
         return gradient @ self.layer.weight
@@ -79,7 +79,7 @@ class ExplainedHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> tuple[Tensor, HeadGradients]:
-        """Logits of features ``[batch, features]``, and the gradients for the largest logit."""
+        """Return logits of features ``[batch, features]``, and gradients of the largest logit."""
         values = [features]
         for layer in self.layers:
             values.append(layer(values[-1]))
@@ -91,7 +91,7 @@ class ExplainedHead(nn.Module):
         return logits, HeadGradients(*gradients)
 
     def _backwards(self, gradient: Tensor, values: list[Tensor]) -> Tensor:
-        """From the gradient of the logits to that of the features, times GRADIENT_SCALE."""
+        """Return the features' gradient from that of the logits, times GRADIENT_SCALE."""
         gradient = gradient * GRADIENT_SCALE
         steps = zip(self.layers, self.gradients, values, strict=True)
         for layer, backwards, x in reversed(list(steps)):
@@ -108,7 +108,7 @@ class CnnHeatmap(nn.Module):
     """Grad-CAM of a feature map whose mean is the features."""
 
     def forward(self, feature_map: Tensor, gradient: Tensor) -> Tensor:
-        """``[batch, height, width]``; gradient is that of the features ``[batch, channels]``."""
+        """Return ``[batch, height, width]`` for a map and the gradient of the features."""
         batch_map = feature_map.flatten(2)  # [batch, channels, height * width]
         weights = gradient / (batch_map.shape[2] * GRADIENT_SCALE)
         cam = weights.unsqueeze(1) @ batch_map  # [batch, 1, height * width]
@@ -135,7 +135,7 @@ class VitHeatmap(nn.Module):
             raise ExportError("--explain needs a ViT without inner norms; try vit_base_patch16_224")
 
     def forward(self, trace: ClassTokenTrace, gradient: Tensor) -> Tensor:
-        """``[batch, grid height, grid width]``; gradient is that of the features."""
+        """Return ``[batch, grid height, grid width]``; gradient is that of the features."""
         token = trace.output
         if not isinstance(self.fc_norm, nn.Identity):
             gradient = layer_norm_gradient(self.fc_norm, self.norm(token), gradient)
@@ -156,7 +156,7 @@ class VitHeatmap(nn.Module):
 
 
 def layer_norm_gradient(norm: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of a LayerNorm's input ``x`` from that of its output; over the last axis."""
+    """Return the gradient of a LayerNorm's input ``x`` from its output's, over the last axis."""
     centered = x - x.mean(-1, keepdim=True)
     variance = (centered * centered).mean(-1, keepdim=True)
     inverse = 1 / (variance + norm.eps).sqrt()
@@ -168,7 +168,7 @@ def layer_norm_gradient(norm: nn.LayerNorm, x: Tensor, gradient: Tensor) -> Tens
 
 
 def gelu_gradient(x: Tensor) -> Tensor:
-    """d gelu(x) / dx: the normal distribution's Phi(x) + x phi(x)."""
+    """Return d gelu(x) / dx: the normal distribution's Phi(x) + x phi(x)."""
     cumulative = 0.5 * (1 + torch.erf(x * (1 / math.sqrt(2))))
     density = torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return cumulative + x * density

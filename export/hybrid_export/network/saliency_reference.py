@@ -11,7 +11,7 @@ from hybrid_train.model.hybrid import HybridClassifier
 
 
 def heatmaps(model: HybridClassifier, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """``heatmap_vit`` and ``heatmap_cnn`` for the predicted class of uint8 NHWC images."""
+    """Return ``heatmap_vit`` and ``heatmap_cnn`` of the predicted class for uint8 NHWC images."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     attention = model.vit.blocks[-1].attn
     seen: list[Tensor] = []

@@ -42,16 +42,16 @@ class DeployedViT(nn.Module):
         self.fc_norm = vit.fc_norm
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``[batch, dim]`` of normalized float images ``[batch, 3, height, width]``."""
+        """Return features ``[batch, dim]`` of normalized images ``[batch, 3, height, width]``."""
         return self.finish(self.trace(images).output)
 
     def trace(self, images: Tensor) -> ClassTokenTrace:
-        """The last block's values for the class token."""
+        """Return the last block's values for the class token."""
         trace: ClassTokenTrace = self.blocks[-1](self.tokens(images))
         return trace
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Tokens ``[batch, prefix + patches, dim]`` as they enter the last block."""
+        """Return tokens ``[batch, prefix + patches, dim]`` as they enter the last block."""
         x: Tensor = (
             self.patch_embed(images).flatten(2).transpose(1, 2)
         )  # [b, d, gh, gw] -> [b, gh*gw, d]
@@ -63,7 +63,7 @@ class DeployedViT(nn.Module):
         return x
 
     def finish(self, token: Tensor) -> Tensor:
-        """Features ``[batch, dim]`` of the class token after the blocks."""
+        """Return features ``[batch, dim]`` of the class token after the blocks."""
         x: Tensor = self.fc_norm(self.norm(token))
         return x.flatten(1)
 
@@ -81,7 +81,7 @@ class DeployedBlock(nn.Module):
         self.mlp = DeployedMlp(cast(Mlp, block.mlp), _layer_scale(block.ls2))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[batch, n, dim]`` -> ``[batch, n, dim]``."""
+        """Return tokens ``[batch, n, dim]`` for tokens ``[batch, n, dim]``."""
         row, values = self.attn.attend(self.norm1(tokens))
         x: Tensor = tokens + self.attn.project(row, values)
         return x + cast(Tensor, self.mlp(self.norm2(x)))
@@ -92,7 +92,7 @@ class ClassTokenBlock(DeployedBlock):
 
     With ``flat`` the token is ``[batch, dim]``, so that its weights are stored as those of the
     gradients are, which share them. Otherwise it is ``[batch, 1, dim]``: OpenVINO 2026.4 crashes
-    where it fuses attention around a flat query, which the heatmaps keep it from doing.
+    if it fuses attention around a flat query; the heatmaps keep it from fusing.
     """
 
     def __init__(self, block: Block) -> None:
@@ -100,7 +100,7 @@ class ClassTokenBlock(DeployedBlock):
         self.flat = False
 
     def forward(self, tokens: Tensor) -> ClassTokenTrace:  # type: ignore[override]
-        """Tokens ``[batch, n, dim]`` -> the class token, and what running backwards needs."""
+        """Return the class token of ``[batch, n, dim]``, and what running backwards needs."""
         x = self.norm1(tokens)
         row, values = self.attn.attend(x, self._first(x))
         middle = self._first(tokens) + self.attn.project(row, values, flat=self.flat)
@@ -122,7 +122,7 @@ class ClassTokenTrace(NamedTuple):
 
 
 class DeployedAttention(nn.Module):
-    """Softmax attention as plain matrix products, the form every backend knows how to fuse.
+    """Softmax attention as plain matrix products, the form that every backend fuses.
 
     Query, key and value are one product: ONNX Runtime takes a value into int8 for one reader only.
     """
@@ -148,7 +148,7 @@ class DeployedAttention(nn.Module):
             _scale_rows(self.proj, gamma)
 
     def attend(self, tokens: Tensor, query: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Attention ``[batch, heads, q, n]`` and values ``[batch, heads, n, head_dim]``.
+        """Return attention ``[batch, heads, q, n]`` and values ``[batch, heads, n, head_dim]``.
 
         Of all ``[batch, n, dim]`` tokens, or with ``one_query`` of that one.
         """
@@ -166,7 +166,7 @@ class DeployedAttention(nn.Module):
         return (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).softmax(-1), v.transpose(1, 2)
 
     def project(self, probabilities: Tensor, values: Tensor, *, flat: bool = False) -> Tensor:
-        """What the attention adds to the queries' tokens, in the queries' shape."""
+        """Return what the attention adds to the queries' tokens, in the queries' shape."""
         x = (probabilities @ values).transpose(1, 2)  # [b, h, q, hd] -> [b, q, h, hd]
         x = x.flatten(1) if flat else x.flatten(2)
         y: Tensor = self.proj(self.norm(x))
@@ -192,13 +192,13 @@ class DeployedMlp(nn.Module):
         return self.finish(self.fc1(x))
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """What follows the first linear layer."""
+        """Return what follows the first linear layer."""
         y: Tensor = self.fc2(self.norm(self.act(hidden)))
         return y
 
 
 def is_standard(vit: nn.Module) -> bool:
-    """Whether DeployedViT supports every module of this network.
+    """Return whether DeployedViT supports every module of this network.
 
     Others (post-norm blocks, gated or differential attention, SwiGLU) are exported as they are.
     """
@@ -225,7 +225,7 @@ def _is_standard_block(block: nn.Module) -> bool:
 
 
 def _token_table(vit: VisionTransformer) -> Tensor:
-    """``[1, prefix + patches, dim]``: position embedding plus class and register tokens."""
+    """Return ``[1, prefix + patches, dim]``: position embedding plus class and register tokens."""
     grid = vit.patch_embed.grid_size
     prefix = [t.detach() for t in (vit.cls_token, vit.reg_token) if t is not None]
     tokens = torch.cat(prefix, dim=1)
@@ -250,7 +250,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _rows(layer: nn.Linear, start: int, end: int) -> nn.Linear:
-    """A layer that returns some of another's outputs."""
+    """Return a layer with some of another's outputs."""
     return _linear(layer.weight[start:end], None if layer.bias is None else layer.bias[start:end])
 
 

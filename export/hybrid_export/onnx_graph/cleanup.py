@@ -20,7 +20,7 @@ _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 def tidy(model: Any, spec: ModelSpec, opset: int) -> Any:
-    """The exporter's model with scoped names, plain operators and the spec."""
+    """Return the exporter's model with scoped names, plain operators and the spec."""
     _scope_names(model.graph)
     _global_pools(model.graph)
     if opset < TRACED_OPSET:
@@ -69,7 +69,7 @@ def _replace(field: Any, items: Sequence[Any]) -> None:
 
 
 def _scope_names(graph: Any) -> None:
-    """Name nodes by where they stand in the network, such as /vit/blocks.3/norm1/LayerNorm…"""
+    """Name nodes by their place in the network, such as /vit/blocks.3/norm1/LayerNorm…"""
     taken: dict[str, int] = {}
     for node in graph.node:
         scopes: list[str] = []
@@ -86,7 +86,7 @@ def _scope_names(graph: Any) -> None:
 
 
 def _global_pools(graph: Any) -> None:
-    """Means over both image axes as GlobalAveragePool, which means the same in every opset."""
+    """Write means over both image axes as GlobalAveragePool, the same in every opset."""
     constants = {t.name: t for t in graph.initializer}
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in graph.value_info}
     nodes = []
@@ -111,7 +111,7 @@ def _global_pools(graph: Any) -> None:
 
 
 def _axes_attributes(graph: Any) -> None:
-    """The axes of reductions as attributes, which is how opset 17 has all of them but sums."""
+    """Write the axes of reductions but sums as attributes, as opset 17 has them."""
     constants = {t.name: t for t in graph.initializer}
     for node in graph.node:
         if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum":
@@ -124,7 +124,7 @@ def _axes_attributes(graph: Any) -> None:
 
 
 def axes_inputs(graph: Any) -> None:
-    """The axes of reductions as inputs, which is how opset 18 and later have them."""
+    """Write the axes of reductions as inputs, as opset 18 and later have them."""
     for node in graph.node:
         found = [a for a in node.attribute if a.name == "axes"]
         if not node.op_type.startswith("Reduce") or not found:
@@ -136,7 +136,7 @@ def axes_inputs(graph: Any) -> None:
 
 
 def _set_batch_dimension(graph: Any, spec: ModelSpec) -> None:
-    """The input's and outputs' shapes as the spec has them, the first dimension dynamic."""
+    """Set the shapes of input and outputs to the spec's, the first dimension dynamic."""
     for value in graph.input:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     for value, output in zip(graph.output, spec.outputs, strict=True):
@@ -147,6 +147,6 @@ def _set_batch_dimension(graph: Any, spec: ModelSpec) -> None:
 
 
 def _ir_version(opset: int) -> int:
-    """The lowest file version that may hold this opset, so that older readers take it."""
+    """Return the lowest file version that may hold this opset, for older readers."""
     version: int = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
     return max(version, 8)

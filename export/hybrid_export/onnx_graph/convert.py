@@ -50,7 +50,7 @@ def to_onnx(graph: DeploymentGraph, spec: ModelSpec, *, opset: int = DEFAULT_OPS
                 verbose=False,
             )
     except Exception as err:  # the exporter raises a dozen kinds of its own
-        first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
         raise ExportError(
             f"PyTorch {torch.__version__} cannot trace {spec.vit.model} + {spec.cnn.model}: "
             f"{first}; try another backbone or PyTorch version"

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from hybrid_rt.errors import ExportError, ModelFileError
 from hybrid_rt.tensorrt.builder.layer_types import ITEM_BYTES, summarize_types
 
@@ -32,14 +34,12 @@ _LARGE_BYTES = 1024
 
 
 def graph_dtype_report(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Bytes of weights, and matrix and convolution layers, by type, of an ONNX graph.
+    """Count bytes of weights, and matrix and convolution layers, by type, in an ONNX graph.
 
-    ``{"measured_on": "onnx graph", "weight_bytes": {"float16": n, …}, "weight_share":
+    Returns ``{"measured_on": "onnx graph", "weight_bytes": {"float16": n, …}, "weight_share":
     {"float16": 0.99, …}, "layers": {"convolution": {"float16": 53}, "matmul": {…}}}``. A layer
     whose input comes from DequantizeLinear counts as "int8". External data is not read.
     """
-    import onnx
-
     path = Path(onnx_path)
     try:
         model = onnx.load(path, load_external_data=False)
@@ -68,7 +68,7 @@ def graph_dtype_report(onnx_path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_dtype_report(dtype_report: Mapping[str, Any], precision: str, *, name: str) -> None:
-    """ExportError where less than 95% of the weight bytes are in the precision asked for.
+    """Raise ExportError if less than 95% of the weight bytes are in the precision asked for.
 
     ``precision`` is "fp32", "fp16", "bf16" or "int8"; ``name`` is the file's name, for the message.
     """
@@ -95,9 +95,7 @@ def _weight_tensors(graph: Any) -> list[Any]:
 
 
 def _value_types(model: Any) -> dict[str, str]:
-    """Type of every tensor in the graph, by ONNX's own inference. Changes ``model``."""
-    import onnx
-
+    """Return the type of every tensor, by ONNX's own inference. Changes ``model``."""
     graph = model.graph
     types = {tensor.name: _dtype_name(tensor.data_type) for tensor in graph.initializer}
     # The type and shape of large weights are enough: keep the name and drop the numbers.
@@ -114,7 +112,5 @@ def _value_types(model: Any) -> dict[str, str]:
 
 
 def _dtype_name(data_type: int) -> str:
-    import onnx
-
     name: str = onnx.TensorProto.DataType.Name(data_type).lower()
     return {"float": "float32", "double": "float64", "undefined": "unknown"}.get(name, name)

@@ -1,8 +1,9 @@
 """Run an ONNX file operator by operator, rounding every result to its type in the graph.
 
-A GPU's tensor cores multiply FP16 numbers, add up in FP32 and store FP16. No CPU provider does
-the same: they widen what they can and drop the roundings between. Here each operator computes in
-FP32 and its result is rounded to its declared type before the next one sees it, so that what
+No library does this, so it is written here. A GPU's tensor cores multiply FP16 numbers, add up in
+FP32 and store FP16. CPU providers widen what they can and drop the roundings between; onnx's own
+reference implementation is NumPy, too slow for convolutions. Here each operator computes in FP32 on
+PyTorch and its result is rounded to its declared type before the next operator reads it. So what
 overflows or loses bits on a GPU does so here too. Every intermediate value can be observed.
 """
 
@@ -47,7 +48,7 @@ class _Step:
     node: Any
     operator: Operator | None
     attributes: dict[str, Any]
-    dead: tuple[str, ...]  # values that nobody needs after this step
+    dead: tuple[str, ...]  # values that no later step reads
 
 
 class RoundingEvaluator:
@@ -136,7 +137,7 @@ def _constant(tensor: Any) -> Value:
 
 
 def _float_type(node: Any, inputs: Iterable[Value | None]) -> int:
-    """The one floating-point type of the operator's inputs; integers count as none."""
+    """Return the one floating-point type of the operator's inputs; integers count as none."""
     kinds = {v.type for v in inputs if v is not None and v.type in _FLOATS}
     if len(kinds) > 1:
         names = ", ".join(sorted(TensorProto.DataType.Name(kind) for kind in kinds))
@@ -162,7 +163,7 @@ def _cast(value: Value, to: int) -> Value:
 
 
 def _along(parameter: Tensor, tensor: Tensor, axis: int) -> Tensor:
-    """A scale or zero point of one axis, shaped to broadcast over the tensor."""
+    """Return a scale or zero point of one axis, shaped to broadcast over the tensor."""
     if parameter.ndim == 0 or parameter.numel() == 1:
         return parameter.reshape(())
     shape = [1] * tensor.ndim
@@ -175,7 +176,7 @@ def _quantize(inputs: list[Value | None], attributes: dict[str, Any]) -> Value:
     assert x is not None
     assert scale is not None
     axis = attributes.get("axis", 1)
-    steps = torch.round(x / _along(scale, x, axis))  # to nearest, ties to even, as ONNX says
+    steps = torch.round(x / _along(scale, x, axis))  # to nearest, ties to even, as ONNX defines it
     if zero is not None:
         steps = steps + _along(zero, x, axis).float()
     signed = zero is not None and zero.dtype == torch.int8
@@ -196,7 +197,7 @@ def _dequantize(inputs: list[Value | None], attributes: dict[str, Any]) -> Value
 
 
 def _reference(node: Any, tensors: list[Any], opset: int) -> list[Tensor]:
-    """An operator that has no fast form here, by ONNX's own reference implementation."""
+    """Run an operator that has no fast form here, by ONNX's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
     names = [f"i{i}" if t is not None else "" for i, t in enumerate(tensors)]

@@ -20,14 +20,15 @@ def save(model: Any, path: str | os.PathLike[str]) -> Path:
     try:
         onnx.checker.check_model(model)
     except Exception as err:
-        raise ExportError(f"{path.name} is not a valid ONNX model: {_first_line(err)}") from err
+        first = (str(err).strip() or type(err).__name__).splitlines()[0]
+        raise ExportError(f"{path.name} is not a valid ONNX model: {first}") from err
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString())
     return path
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """The ``onnx.ModelProto`` of a file."""
+    """Return the ``onnx.ModelProto`` of a file."""
     return onnx.load(str(path))
 
 
@@ -36,7 +37,3 @@ def set_metadata(model: Any, values: Mapping[str, str]) -> None:
     kept = {p.key: p.value for p in model.metadata_props if p.key not in values}
     del model.metadata_props[:]
     helper.set_model_props(model, {**kept, **values})
-
-
-def _first_line(err: Exception) -> str:
-    return (str(err).strip() or type(err).__name__).splitlines()[0]

@@ -42,29 +42,15 @@ def _conv(x: Inputs, a: Attributes) -> Tensor:
 def _padded(
     image: Tensor, a: Attributes, kernel: Sequence[int], value: float
 ) -> tuple[Tensor, list[int]]:
-    """The image padded where ONNX's padding is uneven, and what is left for torch to pad."""
+    """Return the image, padded if ONNX's padding is uneven, and what is left for torch to pad."""
+    assert a.get("auto_pad", b"NOTSET") == b"NOTSET", "torch's exporter writes pads"
     pads = a.get("pads", [0] * (2 * len(kernel)))
-    if a.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER"):
-        pads = _same_pads(image, a, kernel)
     half = len(pads) // 2
     begin, end = list(pads[:half]), list(pads[half:])
     if begin == end:
         return image, begin
     flat = [n for pair in reversed(list(zip(begin, end, strict=True))) for n in pair]
     return F.pad(image, flat, value=value), [0] * half
-
-
-def _same_pads(image: Tensor, a: Attributes, kernel: Sequence[int]) -> list[int]:
-    begin, end = [], []
-    strides = a.get("strides", [1] * len(kernel))
-    dilations = a.get("dilations", [1] * len(kernel))
-    for size, k, s, d in zip(image.shape[2:], kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        small, large = total // 2, total - total // 2
-        upper = a["auto_pad"] == b"SAME_UPPER"
-        begin.append(small if upper else large)
-        end.append(large if upper else small)
-    return [*begin, *end]
 
 
 def _max_pool(x: Inputs, a: Attributes) -> Tensor:

@@ -56,7 +56,7 @@ class Reference:
         return cls(images=images, outputs=outputs, detail=describe(session))
 
     def first(self, count: int) -> Reference:
-        """The same for the first so many images, as even over the classes as the set is."""
+        """Return the same for the first ``count`` images."""
         images = self.images.first(count)
         outputs = {name: values[: len(images)] for name, values in self.outputs.items()}
         return Reference(images=images, outputs=outputs, detail=self.detail)
@@ -82,7 +82,7 @@ class ParityReport:
     batch_invariance_flips: int
     heatmaps_correlation: float | None = None
     heatmaps_correlation_min: float | None = None
-    #: The runtime's backend and device, and the precision it was told to compute in, if it was.
+    #: The runtime's backend and device, and the precision hint that it was opened with, if any.
     backend: str | None = None
     device: str | None = None
     precision_hint: str | None = None
@@ -109,14 +109,14 @@ class ParityReport:
         return data
 
     def all_failures(self) -> list[str]:
-        """What was broken here, and elsewhere with the library's name."""
+        """Return what differs here, and on other libraries with the library's name."""
         return [
             *self.failures,
             *(f"{text} ({other.measured_with})" for other in self.also for text in other.failures),
         ]
 
     def summary(self) -> str:
-        """One line for a person."""
+        """Return the measurements as one line."""
         auroc = ""
         heat = ""
         if self.heatmaps_correlation is not None:
@@ -202,7 +202,7 @@ def compare(
 def _invariance(
     session: Session, pixels: NDArray[np.uint8], in_order: Outputs, brief: bool
 ) -> tuple[float, int, float]:
-    """Largest change of a logit, flips, and largest change of another output, over placements."""
+    """Return the largest change of a logit, flips, and the largest other change, of all batches."""
     chosen = pixels[:_INVARIANCE_IMAGES]
     n = len(chosen)
     alone = run_batches(session, chosen, 1)
@@ -225,7 +225,7 @@ def _invariance(
 def _placements(
     session: Session, images: NDArray[np.uint8]
 ) -> list[tuple[NDArray[np.int64], Outputs]]:
-    """Rows of ``images`` and their outputs in batches of 2 and 3, shuffled, beside strangers."""
+    """Return rows and their outputs: shuffled, in batches of 2 and 3, beside other images."""
     n = len(images)
     rng = np.random.default_rng(0)
     shuffled = rng.permutation(n)
@@ -236,15 +236,15 @@ def _placements(
     noise = rng.integers(0, 256, (2, *images.shape[1:]), dtype=np.uint8)
     extremes = np.stack([np.zeros_like(images[0]), np.full_like(images[0], 255)])
     rows = np.arange(min(2, n))
-    crowd = np.concatenate([noise[:1], images[:1], extremes, images[1:2], noise[1:]])
-    outputs = session.run(crowd)
+    mixed = np.concatenate([noise[:1], images[:1], extremes, images[1:2], noise[1:]])
+    outputs = session.run(mixed)
     places = [1, 4][: len(rows)]
     placements.append((rows, {name: values[places] for name, values in outputs.items()}))
     return placements
 
 
 def _failures(c: ParityReport, tolerances: Tolerances, scale: float) -> list[str]:
-    """One text for each tolerance that was exceeded."""
+    """Return one text for each tolerance that was exceeded."""
     found = []
 
     def check(broken: bool, text: str) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hybrid_rt.bundle.golden import GoldenImages, pixels_digest
 from hybrid_rt.errors import DataError, HybridError, UsageError
@@ -41,7 +40,7 @@ _BUILTIN_SEED = 20240731
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationSet:
-    """Images ready for the network, and their labels where they are known.
+    """Images ready for the network, and their labels if they are known.
 
     ``pixels`` is uint8 ``[n, height, width, 3]``; ``labels[i]`` is an index into the spec's
     classes or None.
@@ -52,21 +51,20 @@ class VerificationSet:
     encoded: tuple[bytes, ...]
     labels: tuple[int | None, ...]
     pixels: NDArray[np.uint8]
-    #: The first image's file, where it is one.
+    #: The first image's file, if it is one.
     example: Path | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def first(self, count: int) -> VerificationSet:
-        """The first so many of the images."""
-        return VerificationSet(
-            origin=self.origin,
+        """Return the first ``count`` images."""
+        return replace(
+            self,
             names=self.names[:count],
             encoded=self.encoded[:count],
             labels=self.labels[:count],
             pixels=self.pixels[:count],
-            example=self.example,
         )
 
 
@@ -80,9 +78,9 @@ class _Item:
 def load_verification(
     data: str | Path, spec: ModelSpec, *, limit: int = DEFAULT_LIMIT
 ) -> VerificationSet:
-    """Up to ``limit`` images of DATA, spread evenly over it and over its classes.
+    """Return up to ``limit`` images of DATA, spread evenly over it and over its classes.
 
-    Raises DataError where there is no image; an unreadable image is an ImageError that names it.
+    Raises DataError if there is no image; an unreadable image is an ImageError that names it.
     """
     path = Path(data)
     if not path.exists():
@@ -99,13 +97,13 @@ def load_verification(
 def chosen_images(
     data: str | None, checkpoint: Path, kept: Kept, spec: ModelSpec, *, limit: int
 ) -> VerificationSet | None:
-    """Images of DATA, else those that the run of ``checkpoint`` kept; None if it kept none."""
+    """Return images of DATA, else those that the run of ``checkpoint`` kept; None if none."""
     folder = Path(data) if data is not None else kept_folder(checkpoint, kept)
     return None if folder is None else load_verification(folder, spec, limit=limit)
 
 
 def kept_folder(checkpoint: Path, kept: Kept) -> Path | None:
-    """The folder of images that the trainer kept for a run folder or a checkpoint in it."""
+    """Return the folder of images that the trainer kept for a run folder or a checkpoint in it."""
     folder = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / kept
     return folder if (folder / LABELS).is_file() else None
 
@@ -127,11 +125,13 @@ def check_calibration(checkpoint: Path | None, calibrate: str | None) -> None:
 
 
 def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
-    """Synthetic mammograms made on the spot, for a checkpoint that came without images."""
+    """Return synthetic mammograms, for a checkpoint that came without images."""
+    from hybrid_train.phantom import generate
+
     items: list[_Item] = []
-    for row in _phantom_rows(count):
+    for row in islice(generate(-(-count // 2), seed=_BUILTIN_SEED), count):
         buffer = io.BytesIO()
-        row.save(buffer, format="PNG")
+        row["image"].save(buffer, format="PNG")
         items.append(_Item(f"phantom-{len(items)}.png", buffer.getvalue()))
     return _read("built-in phantoms", items, spec)
 
@@ -139,11 +139,9 @@ def builtin_images(spec: ModelSpec, *, count: int = 12) -> VerificationSet:
 def golden_images(
     images: VerificationSet, outputs: dict[str, NDArray[np.float32]], preprocess: Preprocess
 ) -> GoldenImages:
-    """A few of the images with PyTorch's outputs, for the bundle."""
+    """Return a few of the images with PyTorch's outputs, for the bundle."""
     chosen = _even(range(len(images)), _GOLDEN_COUNT)
-    encoded = []
-    for i in chosen:
-        encoded.append(_golden_encoding(images.encoded[i], images.pixels[i], preprocess))
+    encoded = (_golden_encoding(images.encoded[i], images.pixels[i], preprocess) for i in chosen)
     rows = np.array(chosen)
     return GoldenImages(
         names=tuple(images.names[i] for i in chosen),
@@ -156,7 +154,7 @@ def golden_images(
 
 
 def _golden_encoding(data: bytes, pixels: NDArray[np.uint8], preprocess: Preprocess) -> bytes:
-    """The smallest encoding of an image that still decodes to exactly these pixels."""
+    """Return the smallest encoding of an image that still decodes to exactly these pixels."""
     if len(data) <= _GOLDEN_BYTES:
         return data
     smaller = same_pixels_png(data, pixels, preprocess)
@@ -187,7 +185,8 @@ def _read(origin: str, items: Sequence[_Item], spec: ModelSpec) -> VerificationS
 
 def _items(path: Path, spec: ModelSpec) -> list[_Item]:
     if path.is_file():
-        return list(_parquet_items([path], spec)) if _is_parquet(path) else [_Item(path.name, path)]
+        parquet = path.suffix.lower() == ".parquet"
+        return list(_parquet_items([path], spec)) if parquet else [_Item(path.name, path)]
     listed = path / LABELS
     if listed.is_file():
         return _listed_items(listed)
@@ -202,7 +201,7 @@ def _items(path: Path, spec: ModelSpec) -> list[_Item]:
 
 
 def _listed_items(listed: Path) -> list[_Item]:
-    """A folder of images that the trainer kept: labels.json names each file's class."""
+    """Return images that the trainer kept: labels.json names each file's class."""
     try:
         rows = json.loads(listed.read_text(encoding="utf-8"))
         return [
@@ -217,7 +216,7 @@ def _listed_items(listed: Path) -> list[_Item]:
 
 
 def _parquet_items(tables: Iterable[Path], spec: ModelSpec) -> Iterator[_Item]:
-    """Rows with an ``image`` column; the label is the column that the spec's task names."""
+    """Yield rows with an ``image`` column; the label is the column that the spec's task names."""
     import pyarrow.parquet as pq
 
     for table in tables:
@@ -249,12 +248,8 @@ def _class_name(label: object) -> str | None:
     return str(label)
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
-
-
 def _spread(items: Sequence[_Item], limit: int) -> list[_Item]:
-    """``limit`` of the items: as even over the labels as they allow, then over their order."""
+    """Return ``limit`` items: as even over the labels as they allow, then over their order."""
     groups: dict[str | None, list[_Item]] = {}
     for item in items:
         groups.setdefault(item.label, []).append(item)
@@ -270,12 +265,3 @@ def _even(items: Sequence[_T], count: int) -> list[_T]:
     if len(items) <= count:
         return list(items)
     return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]
-
-
-def _phantom_rows(count: int) -> Iterator[Image.Image]:
-    from hybrid_train.phantom import generate
-
-    for made, row in enumerate(generate(-(-count // 2), seed=_BUILTIN_SEED)):
-        if made == count:
-            return
-        yield row["image"]

@@ -30,7 +30,7 @@ class LayerGap:
 
 
 def compare_layers(graph: nn.Module, model: Any, images: NDArray[np.uint8]) -> list[LayerGap]:
-    """The relative error of every module's output in an ONNX model, in the graph's order."""
+    """Return the relative error of every module's output in an ONNX model, in the graph's order."""
     expected = _module_outputs(graph, images)
     made_by: dict[str, str] = {}  # name of a value -> module; the module's last value wins
     for module in expected:
@@ -54,7 +54,7 @@ def compare_layers(graph: nn.Module, model: Any, images: NDArray[np.uint8]) -> l
 def describe_layers(
     graph: nn.Module, model: Any, images: NDArray[np.uint8], precision: PrecisionName
 ) -> str:
-    """One sentence: the first layer that is notably off, and those where the error grows most."""
+    """Return one sentence: the first layer that is notably off, and where the error grows most."""
     gaps = compare_layers(graph, model, images)
     first = next((gap for gap in gaps if gap.error > _NOTABLE[precision]), None)
     growth = sorted(
@@ -66,7 +66,7 @@ def describe_layers(
 
 
 def _module_outputs(graph: nn.Module, images: NDArray[np.uint8]) -> dict[str, Tensor]:
-    """Outputs of the modules of the graph in fp32, by name."""
+    """Return the outputs of the modules of the graph in fp32, by name."""
     outputs: dict[str, Tensor] = {}
     handles = []
     for name, module in graph.named_modules():

@@ -14,7 +14,7 @@ from hybrid_train.evaluation.reliability import softmax
 
 
 def logit_scale(logits: NDArray[np.float32]) -> float:
-    """How much wider than ten units the logits reach: rounding and tolerances grow with them."""
+    """Return the largest logit over 10, or 1; rounding and tolerances grow with it."""
     return max(1.0, float(np.abs(logits).max()) / 10)
 
 
@@ -34,7 +34,7 @@ def auroc(
 
 
 def one_pair(labels: NDArray[np.int64]) -> float:
-    """How far an AUROC moves when one positive and one negative image change places.
+    """Return how far an AUROC moves if one positive and one negative image change places.
 
     With few images that is more than any tolerance; a file is not rejected for one such pair.
     """
@@ -48,7 +48,7 @@ def one_pair(labels: NDArray[np.int64]) -> float:
 def top1_flips(
     got: NDArray[np.float32], expected: NDArray[np.float32], tie: float
 ) -> NDArray[np.bool_]:
-    """Images whose largest logit is another one, where PyTorch's own two are no tie."""
+    """Return whether the largest logit of each image is another one and PyTorch's are no tie."""
     top = np.sort(expected, axis=1)
     clear = top[:, -1] - top[:, -2] > tie
     flipped = (got.argmax(1) != expected.argmax(1)) | ~np.isfinite(got).all(1)
@@ -58,7 +58,7 @@ def top1_flips(
 def changed_decisions(
     got: Outputs, expected: Outputs, spec: ModelSpec, tie: float
 ) -> NDArray[np.bool_]:
-    """Images on the other side of the operating point, where PyTorch's was clear."""
+    """Return whether each image is on the other side of the operating point, PyTorch's clear."""
     point = spec.operating_point
     if point is None:
         return top1_flips(got["logits"], expected["logits"], tie)
@@ -70,7 +70,7 @@ def changed_decisions(
 
 
 def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """The smallest cosine between rows; -1 where one is not finite."""
+    """Return the smallest cosine between rows; -1 if one is not finite."""
     a, b = got.astype(np.float64), expected.astype(np.float64)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = (a * b).sum(1) / np.maximum(norms, 1e-30)
@@ -80,14 +80,14 @@ def cosine_min(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float
 def heatmap_correlation(
     got: Outputs, expected: Outputs, negligible: float = 0.0
 ) -> tuple[float, float] | None:
-    """How well heatmaps correlate with PyTorch's: what three of four maps of the worse branch
-    reach, and the smallest of all; None where none can be compared.
+    """Return how well heatmaps correlate with PyTorch's; None if none can be compared.
 
-    Only images with the same predicted class are compared: a map is about the class. The heat of a
-    map adds up to how far its branch moves the logit, to first order; below ``negligible`` the
+    The first value is what three of four maps of the worse branch reach, the second the smallest of
+    all. Only images with the same predicted class are compared: a map is about the class. The heat
+    of a map adds up to how far its branch moves the logit, to first order. Below ``negligible`` the
     branch has no influence on the prediction, its map is rounding and is left out. A single image
-    may differ with reason: where a unit of the head is near 0, rounding takes its whole gradient
-    away, and in a layer of 64 units that is 18% of it.
+    may differ with reason: if a unit of the head is near 0, rounding takes its whole gradient away,
+    and in a layer of 64 units that is 18% of it.
     """
     same = got["logits"].argmax(1) == expected["logits"].argmax(1)
     reached, smallest = [], []
@@ -113,6 +113,6 @@ def _correlation(got: NDArray[np.float32], expected: NDArray[np.float32]) -> flo
 
 
 def probability_gap(outputs: Outputs, spec: ModelSpec) -> float:
-    """How far the probabilities are from the softmax of the file's own logits."""
+    """Return how far the probabilities are from the softmax of the file's own logits."""
     expected = softmax(outputs["logits"].astype(np.float64) / spec.temperature)
     return float(np.abs(outputs["probabilities"] - expected).max())

@@ -27,11 +27,11 @@ class Tolerances:
     probabilities_consistency: float = 1e-5
 
     def allowed_flips(self, images: int) -> int:
-        """Flips that are allowed among so many images; where some are, at least one is."""
+        """Return the flips that are allowed among so many images; if any are, at least one is."""
         return max(1, int(self.flip_share * images)) if self.flip_share else 0
 
     def to_dict(self, scale: float) -> dict[str, float]:
-        """The tolerances that applied, for the parity report."""
+        """Return the tolerances that applied, for the parity report."""
         return {
             "logits_max_abs": self.logits_max_abs * scale,
             "features_cosine_min": self.features_cosine_min,

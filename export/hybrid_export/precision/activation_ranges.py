@@ -34,7 +34,7 @@ class Ranges:
     largest: dict[str, float]
 
     def scale(self, name: str) -> float:
-        """The step of a symmetric int8 value: the largest kept magnitude over 127."""
+        """Return the step of a symmetric int8 value: the largest kept magnitude over 127."""
         return best_clip(self.histograms[name], self.largest[name]) / 127
 
 
@@ -60,7 +60,7 @@ def measure_ranges(model: Any, names: Collection[str], images: NDArray[np.uint8]
 
 
 def best_clip(histogram: NDArray[np.float64], largest: float, levels: int = 127) -> float:
-    """The magnitude to clip at, with the least expected squared error at that many levels."""
+    """Return the magnitude to clip at, with the least expected squared error at ``levels``."""
     if largest <= 0 or histogram.sum() == 0:
         return 1.0
     centers = (np.arange(_BINS) + 0.5) * largest / _BINS

@@ -1,7 +1,7 @@
-"""Precision written into the graph: FP16 or BF16 where it is safe, FP32 where range is needed.
+"""Precision written into the graph: FP16 or BF16, and FP32 for what needs its range.
 
 TensorRT 11 has no precision flags, so the types in the file are the precision. Every operator
-gets one type; Casts stand where two meet. Softmax, the normalizations' statistics, means over
+gets one type, with a Cast between two types. Softmax, the normalizations' statistics, means over
 the image, the pixels' normalization and the last layer always stay in FP32.
 """
 
@@ -70,7 +70,7 @@ _MOVES = frozenset(
 
 
 def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
-    """A copy of the fp32 model in that precision; nodes named in ``keep`` stay in FP32.
+    """Return a copy of the fp32 model in that precision; nodes named in ``keep`` stay in FP32.
 
     Input and outputs keep their types. The nodes and values keep their names.
     """
@@ -103,15 +103,18 @@ def to_half(model: Any, precision: HalfName, keep: Collection[str] = ()) -> Any:
 
 
 def always_fp32(model: Any) -> set[str]:
-    """Names of the nodes before the first weights (the pixels) and after the last (the outputs),
-    and of the heatmaps' arithmetic, whose large matrix products alone are in half precision."""
+    """Return the names of nodes that always stay in FP32.
+
+    They are before the first weights (the pixels), after the last (the outputs), or the heatmaps'
+    arithmetic; only the large matrix products of the heatmaps are in half precision.
+    """
     return (
         _before_weights(model.graph) | _last_layer(model.graph) | _gradient_arithmetic(model.graph)
     )
 
 
 def residual_additions(model: Any) -> set[str]:
-    """Names of the additions of two computed values: the residual streams.
+    """Return the names of the additions of two computed values: the residual streams.
 
     They add up the outputs of all layers, so their rounding errors add up too.
     """
@@ -124,13 +127,13 @@ def residual_additions(model: Any) -> set[str]:
 
 
 def scope(node: Any) -> str:
-    """The module that a node belongs to, such as "vit.blocks.3.norm1"; "" at the top."""
+    """Return the module that a node belongs to, such as "vit.blocks.3.norm1"; "" at the top."""
     names = node.name.split("/")
     return names[1] if len(names) > 2 else ""
 
 
 def in_module(node: Any, module: str) -> bool:
-    """Whether the node belongs to the module or one inside it."""
+    """Return whether the node belongs to the module or one inside it."""
     name = scope(node)
     return name == module or name.startswith(module + ".")
 
@@ -194,7 +197,7 @@ class _Typing:
             self.types.update(dict.fromkeys(node.output, kind))
 
     def _in_type(self, name: str, kind: int) -> str:
-        """The name of that value in that type; makes the weight or the Cast once."""
+        """Return the name of that value in that type; make the weight or the Cast once."""
         if name in self.weights:
             typed = name if kind == TensorProto.FLOAT else f"{name}.{_SUFFIXES[kind]}"
             if typed not in self.initializers:
@@ -210,7 +213,7 @@ class _Typing:
 
 
 def convert(tensor: Any, kind: int, name: str) -> Any:
-    """An fp32 initializer in another type; what FP16 cannot hold becomes infinite."""
+    """Return an fp32 initializer in another type; what FP16 cannot hold becomes infinite."""
     if kind == tensor.data_type and name == tensor.name:
         return tensor
     with np.errstate(over="ignore"):
@@ -223,7 +226,7 @@ def _cast(source: str, target: str, kind: int) -> Any:
 
 
 def _before_weights(graph: Any) -> set[str]:
-    """Nodes that depend on no convolution or matrix product: they prepare the pixels."""
+    """Return nodes that depend on no convolution or matrix product: they prepare the pixels."""
     downstream: set[str] = set()
     names = set()
     for node in graph.node:
@@ -236,7 +239,7 @@ def _before_weights(graph: Any) -> set[str]:
 
 
 def _last_layer(graph: Any) -> set[str]:
-    """The matrix product that makes the logits, and what makes probabilities of them."""
+    """Return the matrix product that makes the logits, and what makes probabilities of them."""
     producers = {name: node for node in graph.node for name in node.output}
     names = set()
     weights = {t.name for t in graph.initializer}
@@ -252,7 +255,7 @@ def _last_layer(graph: Any) -> set[str]:
 
 
 def _gradient_arithmetic(graph: Any) -> set[str]:
-    """Nodes of the heatmaps (hybrid_export.network.saliency) but for large products with weights.
+    """Return the nodes of the heatmaps but for large products with weights.
 
     The head's gradient has a term for every unit above 0. Rounding moves some across, and in a
     layer of 64 units one is 18% of the gradient; so the head after its first layer is in FP32 too.

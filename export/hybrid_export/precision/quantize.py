@@ -33,7 +33,7 @@ class Layer:
 
 
 def layers(model: Any) -> Iterator[Layer]:
-    """Convolutions and matrix products with weights, in graph order."""
+    """Yield convolutions and matrix products with weights, in graph order."""
     weights = {t.name for t in model.graph.initializer if t.data_type == t.FLOAT}
     for node in model.graph.node:
         if node.op_type not in ("Conv", "MatMul", "Gemm") or node.input[1] not in weights:
@@ -47,7 +47,7 @@ def layers(model: Any) -> Iterator[Layer]:
 
 
 def quantize(model: Any, ranges: Ranges, chosen: Collection[str]) -> Any:
-    """A copy of the fp32 model with the layers (nodes) named in ``chosen`` in int8."""
+    """Return a copy of the fp32 model with the nodes named in ``chosen`` in int8."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     graph = quantized.graph
@@ -85,7 +85,7 @@ class _Writer:
         self._made: dict[str, str] = {}
 
     def pair(self, name: str, scale: float) -> str:
-        """Quantize and dequantize a value; the name of the result."""
+        """Quantize and dequantize a value; return the result's name."""
         if name not in self._made:
             step = f"{name}.scale"
             self.initializers.append(numpy_helper.from_array(np.array(scale, np.float32), step))
@@ -100,7 +100,7 @@ class _Writer:
         return self._made[name]
 
     def weight(self, layer: Layer) -> str:
-        """The layer's weight in int8 behind a DequantizeLinear; the name of the result."""
+        """Put the layer's weight in int8 behind a DequantizeLinear; return the result's name."""
         key = f"{layer.weight}.{layer.channel_axis}"
         if key not in self._made:
             values, scales = quantize_weight(
@@ -129,7 +129,7 @@ class _Writer:
 def quantize_weight(
     weight: NDArray[np.float32], axis: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int8 values and the scale of each output channel."""
+    """Return int8 values and the scale of each output channel."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others)
     scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
@@ -148,7 +148,7 @@ def _consumers(graph: Any) -> dict[str, list[Any]]:
 
 
 def _sorted(nodes: list[Any], extra: list[Any], known: set[str]) -> list[Any]:
-    """The nodes with the extra ones put where their inputs are first there."""
+    """Return the nodes, each extra one as soon as its inputs are there."""
     waiting, ordered = list(extra), []
     ready = set(known)
 
