@@ -17,30 +17,30 @@ from hybrid_train.model.hybrid import HybridClassifier
 
 
 @pytest.fixture(scope="session")
-def tiny() -> tuple[HybridClassifier, ModelSpec]:
+def tiny_model() -> tuple[HybridClassifier, ModelSpec]:
     model, spec = make_model()
     return model, spec.replace(outputs=DeploymentGraph(model, spec).outputs(spec))
 
 
 @pytest.fixture(scope="session")
 def tiny_onnx(
-    tiny: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return save(to_onnx(DeploymentGraph(*tiny), tiny[1]), path)
+    return save(to_onnx(DeploymentGraph(*tiny_model), tiny_model[1]), path)
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), 12)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(
-    tiny: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: tuple[HybridClassifier, ModelSpec], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "best.safetensors"
-    save_checkpoint(path, *tiny)
+    save_checkpoint(path, *tiny_model)
     return path
 
 

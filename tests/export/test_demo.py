@@ -108,7 +108,7 @@ def test_the_credit_is_on_the_sheet():
 
 
 @pytest.fixture
-def model(tmp_path):
+def demo_bundle(tmp_path):
     """A bundle that knows dim noise, so that a white image is out-of-distribution."""
     folder = tmp_path / "model"
     folder.mkdir()
@@ -130,9 +130,9 @@ def model(tmp_path):
     return folder
 
 
-def test_the_command_and_python_both_abstain(model, tmp_path, capsys):
+def test_the_command_and_python_both_abstain(demo_bundle, tmp_path, capsys):
     files = {name: tmp_path / f"{name}.png" for name in ("dim", "white")}
-    demo.show_predictions(model, files, tmp_path, demo.PHANTOM_CAVEAT)
+    demo.show_predictions(demo_bundle, files, tmp_path, demo.PHANTOM_CAVEAT)
     out = capsys.readouterr().out
     assert " --abstain " in next(line for line in out.splitlines() if line.startswith("$ "))
     assert "abstains: out-of-distribution" in next(

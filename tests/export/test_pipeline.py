@@ -33,14 +33,14 @@ from hybrid_train.model.checkpoint import save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, checkpoint, images):
+def exported(tmp_path_factory, checkpoint, image_folder):
     output = tmp_path_factory.mktemp("exported")
-    arguments = [str(checkpoint), "--output", str(output), "--verify", str(images)]
+    arguments = [str(checkpoint), "--output", str(output), "--verify", str(image_folder)]
     assert main([*arguments, "--fp16", "--bf16", "--no-tensorrt"]) == 0
     return output
 
 
-def test_writes_a_validated_bundle(exported, tiny):
+def test_writes_a_validated_bundle(exported, tiny_model):
     bundle = Bundle.load(exported)
     assert list(bundle.files) == ["model.onnx", "model.fp16.onnx", "model.bf16.onnx"]
     for name, entry in bundle.files.items():
@@ -55,9 +55,9 @@ def test_writes_a_validated_bundle(exported, tiny):
     assert size["model.fp16.onnx"] < 0.56 * size["model.onnx"]
 
 
-def test_the_runtime_takes_it_as_it_is(exported, tiny, images):
-    model, spec = tiny
-    files = sorted(images.rglob("*.png"))[:3]
+def test_the_runtime_takes_it_as_it_is(exported, tiny_model, image_folder):
+    model, spec = tiny_model
+    files = sorted(image_folder.rglob("*.png"))[:3]
     pixels = np.stack([load_pixels(f, spec.preprocess) for f in files])
     with torch.no_grad():
         logits = model(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
@@ -67,20 +67,20 @@ def test_the_runtime_takes_it_as_it_is(exported, tiny, images):
     assert [p.label for p in got] == [spec.classes[i] for i in logits.argmax(1)]
 
 
-def test_golden_images_are_the_verified_ones(exported, tiny):
+def test_golden_images_are_the_verified_ones(exported, tiny_model):
     golden = Bundle.load(exported).load_golden()
     assert len(golden.names) == 8
-    pixels = np.stack([load_pixels(data, tiny[1].preprocess) for data in golden.encoded])
+    pixels = np.stack([load_pixels(data, tiny_model[1].preprocess) for data in golden.encoded])
     with torch.no_grad():
-        logits = tiny[0](torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
+        logits = tiny_model[0](torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).numpy()
     assert float(np.abs(golden.logits - logits).max()) < 1e-5
 
 
-def test_a_second_export_replaces_the_first(traced, exported, checkpoint, images, tmp_path):
+def test_a_second_export_replaces_the_first(traced, exported, checkpoint, image_folder, tmp_path):
     for path in exported.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "notes.txt").write_text("mine")
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(image_folder)])
     assert code == 0
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == [
@@ -92,7 +92,9 @@ def test_a_second_export_replaces_the_first(traced, exported, checkpoint, images
     ]
 
 
-def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, images, tmp_path, capsys):
+def test_a_failing_file_is_not_written(
+    traced, monkeypatch, checkpoint, image_folder, tmp_path, capsys
+):
     genuine = pipeline.to_onnx
 
     def sabotaged(graph, spec, **options):
@@ -106,7 +108,7 @@ def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, images, 
         return model
 
     monkeypatch.setattr(pipeline, "to_onnx", sabotaged)
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(image_folder)])
     message = capsys.readouterr().err
     assert code == 1
     assert "model.onnx does not equal PyTorch: logits differ by" in message
@@ -117,7 +119,7 @@ def test_a_failing_file_is_not_written(traced, monkeypatch, checkpoint, images, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fp16_keeps_in_fp32_what_overflows(checkpoint, images, tmp_path, capsys):
+def test_fp16_keeps_in_fp32_what_overflows(checkpoint, image_folder, tmp_path, capsys):
     """A residual stream that grows beyond 65504, as in large trained ViTs."""
     model, spec = make_model()
     with torch.no_grad():
@@ -126,7 +128,15 @@ def test_fp16_keeps_in_fp32_what_overflows(checkpoint, images, tmp_path, capsys)
     save_checkpoint(path, model, spec)
     output = tmp_path / "out"
     code = main(
-        [str(path), "--output", str(output), "--verify", str(images), "--fp16", "--no-tensorrt"]
+        [
+            str(path),
+            "--output",
+            str(output),
+            "--verify",
+            str(image_folder),
+            "--fp16",
+            "--no-tensorrt",
+        ]
     )
     assert code == 0, capsys.readouterr().err
     report = Bundle.load(output).files["model.fp16.onnx"].parity_report
@@ -135,10 +145,12 @@ def test_fp16_keeps_in_fp32_what_overflows(checkpoint, images, tmp_path, capsys)
 
 
 def test_fp16_that_cannot_pass_falls_back_to_bf16(
-    traced, monkeypatch, checkpoint, images, tmp_path, capsys
+    traced, monkeypatch, checkpoint, image_folder, tmp_path, capsys
 ):
     monkeypatch.setitem(TOLERANCES, "fp16", replace(TOLERANCES["fp16"], logits_max_abs=1e-7))
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images), "--fp16"])
+    code = main(
+        [str(checkpoint), "--output", str(tmp_path), "--verify", str(image_folder), "--fp16"]
+    )
     captured = capsys.readouterr()
     assert code == 1
     assert "model.fp16.onnx does not equal PyTorch" in captured.err
@@ -214,8 +226,8 @@ def test_a_missing_checkpoint(tmp_path, capsys):
     assert "none.safetensors" in capsys.readouterr().err
 
 
-def test_classes_that_do_not_fit_the_weights(tiny, tmp_path, capsys):
-    model, spec = tiny
+def test_classes_that_do_not_fit_the_weights(tiny_model, tmp_path, capsys):
+    model, spec = tiny_model
     path = tmp_path / "best.safetensors"
     save_checkpoint(path, model, spec.replace(classes=("benign", "malignant")))
     assert main([str(path), "--output", str(tmp_path / "out")]) == 2
@@ -229,12 +241,14 @@ def test_a_folder_that_cannot_be_written(checkpoint, tmp_path, capsys):
     assert "expected a folder that you may write to" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_nothing(traced, monkeypatch, checkpoint, images, tmp_path, capsys):
+def test_a_full_disk_leaves_nothing(
+    traced, monkeypatch, checkpoint, image_folder, tmp_path, capsys
+):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write_onnx, "save", full)
-    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(images)])
+    code = main([str(checkpoint), "--output", str(tmp_path), "--verify", str(image_folder)])
     assert code == 1
     error = capsys.readouterr().err
     assert "is full" in error

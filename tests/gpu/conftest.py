@@ -19,6 +19,6 @@ def tiny_model():
 
 
 @pytest.fixture(scope="session")
-def bundle(tiny_model, tmp_path_factory):
+def bundle_folder(tiny_model, tmp_path_factory):
     """The tiny hybrid's bundle."""
     return export_hybrid(tmp_path_factory.mktemp("gpu"), *tiny_model)

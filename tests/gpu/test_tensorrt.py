@@ -58,15 +58,15 @@ def compare_plan(folder, model):
     return report
 
 
-def test_the_plan_is_fp16_and_for_this_gpu(bundle):
-    _, entry = plan_of(bundle)
+def test_the_plan_is_fp16_and_for_this_gpu(bundle_folder):
+    _, entry = plan_of(bundle_folder)
     assert entry.precision == "fp16"
     assert entry.dtype_report["weight_share"]["float16"] >= 0.95, entry.dtype_report
     assert cuda_device().compute_capability in entry.built_for.compute_capability.split(",")
 
 
-def test_the_plan_equals_pytorch_within_the_tolerances_of_fp16(bundle, tiny_model):
-    report = compare_plan(bundle, tiny_model[0])
+def test_the_plan_equals_pytorch_within_the_tolerances_of_fp16(bundle_folder, tiny_model):
+    report = compare_plan(bundle_folder, tiny_model[0])
     assert report.passed, report.failures
 
 
@@ -80,14 +80,14 @@ def test_the_full_size_plan_equals_pytorch(tmp_path):
     assert report.passed, report.failures
 
 
-def test_selftest(bundle):
-    with HybridEngine(plan_of(bundle)[0]) as engine:
+def test_selftest(bundle_folder):
+    with HybridEngine(plan_of(bundle_folder)[0]) as engine:
         result = engine.selftest()
         assert result.passed, result
 
 
-def test_every_batch_size_equals_its_rows_alone(bundle):
-    spec, session = open_plan(bundle)
+def test_every_batch_size_equals_its_rows_alone(bundle_folder):
+    spec, session = open_plan(bundle_folder)
     for batch in (1, 2, 3, 8, 11):
         images = pixels(spec, batch, seed=batch)
         together = session.run(images)["logits"]
@@ -98,9 +98,9 @@ def test_every_batch_size_equals_its_rows_alone(bundle):
     session.close()
 
 
-def test_graphs_on_and_off_are_equal(bundle):
-    spec, on = open_plan(bundle)
-    _, off = open_plan(bundle, graphs=False)
+def test_graphs_on_and_off_are_equal(bundle_folder):
+    spec, on = open_plan(bundle_folder)
+    _, off = open_plan(bundle_folder, graphs=False)
     print(f"\n{on.detail}\n{off.detail}")
     for batch in (1, 4, 1, *[4] * 6, *[1] * 6, 4):  # graphs are recorded, replayed and dropped
         images = pixels(spec, batch, seed=batch)
@@ -110,8 +110,8 @@ def test_graphs_on_and_off_are_equal(bundle):
     off.close()
 
 
-def test_eight_threads_equal_one(bundle):
-    spec, session = open_plan(bundle)
+def test_eight_threads_equal_one(bundle_folder):
+    spec, session = open_plan(bundle_folder)
     batches = [pixels(spec, 1 + i % 4, seed=i) for i in range(200)]
     serial = [session.run(batch) for batch in batches]
     with ThreadPoolExecutor(8) as pool:
@@ -121,13 +121,13 @@ def test_eight_threads_equal_one(bundle):
     session.close()
 
 
-def test_beside_torch_on_the_same_gpu(bundle):
+def test_beside_torch_on_the_same_gpu(bundle_folder):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} cannot use this GPU")
     matrix = torch.randn(256, 256, device="cuda")
     expected = (matrix @ matrix).cpu()
-    spec, session = open_plan(bundle)
+    spec, session = open_plan(bundle_folder)
     images = pixels(spec, 2)
     before = session.run(images)
 
@@ -142,7 +142,7 @@ def test_beside_torch_on_the_same_gpu(bundle):
     assert torch.equal((matrix @ matrix).cpu(), expected), "closing harmed torch's context"
 
 
-def test_many_calls_leak_no_device_memory(bundle):
+def test_many_calls_leak_no_device_memory(bundle_folder):
     from hybrid_rt.cuda import open_gpu
 
     driver = ctypes.CDLL("libcuda.so.1")
@@ -153,7 +153,7 @@ def test_many_calls_leak_no_device_memory(bundle):
             assert driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
         return free.value
 
-    spec, session = open_plan(bundle)
+    spec, session = open_plan(bundle_folder)
     images = pixels(spec, 1)
     for _ in range(100):
         session.run(images)
@@ -173,15 +173,15 @@ def change_built_for(folder, **changes):
     path.write_text(json.dumps(data))
 
 
-def test_a_plan_for_another_gpu(bundle, tmp_path):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
+def test_a_plan_for_another_gpu(bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
     change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
     with pytest.raises(DeviceError, match=r"built for compute capability 5\.2; this machine has"):
         HybridEngine(plan_of(folder)[0])
 
 
-def test_rebuild(bundle, tmp_path):
-    folder = shutil.copytree(bundle, tmp_path / "bundle")
+def test_rebuild(bundle_folder, tmp_path):
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
     change_built_for(folder, compute_capability="5.2", hardware_compatible=False)
     with HybridEngine(plan_of(folder)[0], rebuild=True) as engine:
         assert engine.selftest().passed

@@ -25,7 +25,7 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder):
+def tiny_onnx(tiny_folder):
     return tiny_folder / "model.onnx"
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from hybrid_rt.cli import main
 
 
-def test_table(tiny, images, capsys):
-    assert main([str(tiny), *map(str, images)]) == 0
+def test_table(tiny_onnx, images, capsys):
+    assert main([str(tiny_onnx), *map(str, images)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert len(lines) == 8
@@ -21,11 +21,11 @@ def test_table(tiny, images, capsys):
     assert err == ""
 
 
-def test_formats_to_files(tiny, images, tmp_path, capsys):
+def test_formats_to_files(tiny_onnx, images, tmp_path, capsys):
     folder = str(images[0].parent)
     for kind in ("csv", "json", "jsonl", "table"):
         output = tmp_path / "out" / f"a.{kind}"
-        assert main([str(tiny), folder, "--format", kind, "--output", str(output)]) == 0
+        assert main([str(tiny_onnx), folder, "--format", kind, "--output", str(output)]) == 0
     assert capsys.readouterr().out == ""
     with (tmp_path / "out" / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -39,29 +39,30 @@ def test_formats_to_files(tiny, images, tmp_path, capsys):
     ]  # fmt: skip
 
 
-def test_options_may_stand_anywhere(tiny, images, capsys):
+def test_options_may_stand_anywhere(tiny_onnx, images, capsys):
     first, second = str(images[0]), str(images[1])
-    assert main(["--format", "jsonl", str(tiny), first, "--batch-size", "1", second]) == 0
+    assert main(["--format", "jsonl", str(tiny_onnx), first, "--batch-size", "1", second]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_globs_and_nested_folders(tiny, images, tmp_path, capsys):
+def test_globs_and_nested_folders(tiny_onnx, images, tmp_path, capsys):
     (tmp_path / "b" / "c").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     for place in ("b/c/x.png", "b/y.png", ".hidden/z.png"):
         (tmp_path / place).write_bytes(images[0].read_bytes())
     (tmp_path / "b" / "notes.txt").write_text("no image")
     assert (
-        main([str(tiny), str(tmp_path), str(tmp_path / "**" / "y.png"), "--format", "jsonl"]) == 0
+        main([str(tiny_onnx), str(tmp_path), str(tmp_path / "**" / "y.png"), "--format", "jsonl"])
+        == 0
     )
     sources = [json.loads(line)["source"] for line in capsys.readouterr().out.splitlines()]
     assert sources == [str(tmp_path / p) for p in ("b/c/x.png", "b/y.png", "b/y.png")]
 
 
-def test_a_bad_file_does_not_stop_the_rest(tiny, images, tmp_path, capsys):
+def test_a_bad_file_does_not_stop_the_rest(tiny_onnx, images, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     bad.write_text("text")
-    arguments = [str(tiny), str(bad), str(images[0]), str(tmp_path / "no.dcm")]
+    arguments = [str(tiny_onnx), str(bad), str(images[0]), str(tmp_path / "no.dcm")]
     assert main([*arguments, "--format", "jsonl"]) == 1
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
@@ -84,8 +85,10 @@ def test_a_bad_file_does_not_stop_the_rest(tiny, images, tmp_path, capsys):
         (["TINY", "--selftest"], "has no bundle"),
     ],
 )
-def test_wrong_usage_returns_one_line_and_2(tiny, images, tmp_path, capsys, arguments, message):
-    names = {"TINY": str(tiny), "IMAGE": str(images[0]), "EMPTY": str(tmp_path)}
+def test_wrong_usage_returns_one_line_and_2(
+    tiny_onnx, images, tmp_path, capsys, arguments, message
+):
+    names = {"TINY": str(tiny_onnx), "IMAGE": str(images[0]), "EMPTY": str(tmp_path)}
     for name, path in names.items():
         arguments = [a.replace(name, path) for a in arguments]
     assert main(arguments) == 2
@@ -96,10 +99,10 @@ def test_wrong_usage_returns_one_line_and_2(tiny, images, tmp_path, capsys, argu
     assert len(err.splitlines()) == 1
 
 
-def test_machine_errors_return_1(tiny, images, capsys):
-    assert main([str(tiny), str(images[0]), "--device", "cuda:99"]) == 1
+def test_machine_errors_return_1(tiny_onnx, images, capsys):
+    assert main([str(tiny_onnx), str(images[0]), "--device", "cuda:99"]) == 1
     assert "was asked for" in capsys.readouterr().err
-    assert main([str(tiny), str(images[0]), "--device", "cuda:99", "--debug"]) == 1
+    assert main([str(tiny_onnx), str(images[0]), "--device", "cuda:99", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
@@ -133,8 +136,8 @@ def test_help_ends_with_an_example(capsys):
     assert end.value.code == 2
 
 
-def test_module_and_broken_pipe(tiny, images):
-    command = [sys.executable, "-m", "hybrid_rt.cli", str(tiny), *map(str, images)]
+def test_module_and_broken_pipe(tiny_onnx, images):
+    command = [sys.executable, "-m", "hybrid_rt.cli", str(tiny_onnx), *map(str, images)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     read, write = os.pipe()

@@ -18,9 +18,9 @@ BACKENDS = ["onnxruntime", "openvino"]
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
-def test_eight_threads_equal_one_bit_for_bit(tiny, backend, mode):
+def test_eight_threads_equal_one_bit_for_bit(tiny_onnx, backend, mode):
     images = np.random.default_rng(3).integers(0, 256, (200, 32, 32, 3), np.uint8)
-    with HybridEngine(tiny, backend=backend, mode=mode) as engine:
+    with HybridEngine(tiny_onnx, backend=backend, mode=mode) as engine:
         serial = [engine.predict(image).logits for image in images]
         start = threading.Barrier(8)
 
@@ -37,16 +37,16 @@ def test_eight_threads_equal_one_bit_for_bit(tiny, backend, mode):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_batches_from_threads(tiny, backend, pixels):
-    with HybridEngine(tiny, backend=backend, batch_size=4, mode="throughput") as engine:
+def test_batches_from_threads(tiny_onnx, backend, pixels):
+    with HybridEngine(tiny_onnx, backend=backend, batch_size=4, mode="throughput") as engine:
         expected = engine.predict(pixels).logits
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             for results in pool.map(lambda _: engine.predict(list(pixels)), range(20)):
                 np.testing.assert_array_equal(results.logits, expected)
 
 
-def test_streams_side_by_side(tiny, images):
-    with HybridEngine(tiny, batch_size=2) as engine:
+def test_streams_side_by_side(tiny_onnx, images):
+    with HybridEngine(tiny_onnx, batch_size=2) as engine:
         expected = [p.label for p in engine.predict(images)]
         streams = [engine.stream(images) for _ in range(4)]
         for results in zip(*streams, strict=True):
@@ -54,8 +54,8 @@ def test_streams_side_by_side(tiny, images):
         assert [p.label for p in engine.stream(images)] == expected
 
 
-def test_a_stream_left_early_ends_its_threads(tiny, pixels):
-    with HybridEngine(tiny) as engine:
+def test_a_stream_left_early_ends_its_threads(tiny_onnx, pixels):
+    with HybridEngine(tiny_onnx) as engine:
         before = threading.active_count()
         stream = engine.stream([*pixels] * 20, batch_size=2)
         next(stream)
@@ -65,8 +65,8 @@ def test_a_stream_left_early_ends_its_threads(tiny, pixels):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_close_while_others_run(tiny, backend, pixels):
-    engine = HybridEngine(tiny, backend=backend)
+def test_close_while_others_run(tiny_onnx, backend, pixels):
+    engine = HybridEngine(tiny_onnx, backend=backend)
     engine.predict(pixels[0])
     running = threading.Semaphore(0)
 
@@ -95,8 +95,8 @@ def _predict_in_child(engine, pixels):
         return str(err)
 
 
-def test_fork_is_refused_with_advice(tiny, pixels):
-    with HybridEngine(tiny, backend="onnxruntime") as engine:
+def test_fork_is_refused_with_advice(tiny_onnx, pixels):
+    with HybridEngine(tiny_onnx, backend="onnxruntime") as engine:
         read, write = os.pipe()
         with warnings.catch_warnings():  # Python 3.12 and later warn, rightly, about threads
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -113,8 +113,8 @@ def test_fork_is_refused_with_advice(tiny, pixels):
         assert engine.predict(pixels[0]).label in ("benign", "malignant")
 
 
-def test_spawn_opens_the_file_again(tiny, pixels):
-    with HybridEngine(tiny, backend="onnxruntime") as engine:
+def test_spawn_opens_the_file_again(tiny_onnx, pixels):
+    with HybridEngine(tiny_onnx, backend="onnxruntime") as engine:
         expected = engine.predict(pixels).logits
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -128,8 +128,8 @@ def _resident():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_leak_over_ten_thousand_calls(tiny, backend, pixels):
-    with HybridEngine(tiny, backend=backend) as engine:
+def test_no_leak_over_ten_thousand_calls(tiny_onnx, backend, pixels):
+    with HybridEngine(tiny_onnx, backend=backend) as engine:
         for i in range(2000):  # pools and caches fill
             engine.predict(pixels[i % 11])
         gc.collect()
@@ -143,9 +143,9 @@ def test_no_leak_over_ten_thousand_calls(tiny, backend, pixels):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_leak_over_engines(tiny, backend, pixels):
+def test_no_leak_over_engines(tiny_onnx, backend, pixels):
     def once():
-        with HybridEngine(tiny, backend=backend, threads=1) as engine:
+        with HybridEngine(tiny_onnx, backend=backend, threads=1) as engine:
             engine.predict(pixels[0])
 
     for _ in range(20):

@@ -28,8 +28,8 @@ BACKENDS = ["onnxruntime", "openvino"]
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def engine(request, tiny):
-    with HybridEngine(tiny, backend=request.param, batch_size=4) as engine:
+def engine(request, tiny_onnx):
+    with HybridEngine(tiny_onnx, backend=request.param, batch_size=4) as engine:
         yield engine
 
 
@@ -146,7 +146,7 @@ def test_stream_keeps_order_and_errors(engine, images, tmp_path):
         engine.stream(sources, on_error="ignore")
 
 
-def test_stream_takes_sources_as_it_needs_them(tiny, pixels):
+def test_stream_takes_sources_as_it_needs_them(tiny_onnx, pixels):
     taken = 0
 
     def endless():
@@ -155,7 +155,7 @@ def test_stream_takes_sources_as_it_needs_them(tiny, pixels):
             taken += 1
             yield pixels[taken % len(pixels)]
 
-    with HybridEngine(tiny, backend="onnxruntime") as engine:
+    with HybridEngine(tiny_onnx, backend="onnxruntime") as engine:
         stream = engine.stream(endless(), batch_size=4, decode_threads=2)
         for _ in range(100):
             next(stream)
@@ -202,20 +202,20 @@ def test_read_only_pixels(engine, pixels):
     assert engine.run(frozen)["logits"].shape == (1, 2)
 
 
-def test_repr_and_info(engine, tiny):
+def test_repr_and_info(engine, tiny_onnx):
     info = engine.info
-    assert info["path"] == str(tiny)
+    assert info["path"] == str(tiny_onnx)
     assert info["device"] == "cpu"
     assert info["input"] == [32, 32, 3]
     assert info["versions"]["numpy"] == np.__version__
-    assert str(tiny) in repr(engine)
+    assert str(tiny_onnx) in repr(engine)
     assert f"{info['backend']} on cpu" in repr(engine)
     assert "32x32, 2 classes" in repr(engine)
 
 
-def test_close_twice_then_error(tiny, pixels):
+def test_close_twice_then_error(tiny_onnx, pixels):
     for backend in BACKENDS:
-        engine = HybridEngine(tiny, backend=backend)
+        engine = HybridEngine(tiny_onnx, backend=backend)
         engine.close()
         engine.close()
         with pytest.raises(BackendError, match="closed"):
@@ -223,8 +223,8 @@ def test_close_twice_then_error(tiny, pixels):
         assert "closed" in repr(engine)
 
 
-def test_pickle_opens_again(tiny, pixels):
-    with HybridEngine(tiny, backend="onnxruntime", batch_size=3) as engine:
+def test_pickle_opens_again(tiny_onnx, pixels):
+    with HybridEngine(tiny_onnx, backend="onnxruntime", batch_size=3) as engine:
         expected = engine.predict(pixels).logits
         with pickle.loads(pickle.dumps(engine)) as again:
             assert again.batch_size == 3
@@ -270,14 +270,14 @@ def test_crop_is_not_skipped_for_arrays_of_the_right_size():
         ({"mode": "fast"}, "mode is 'fast'"),
     ],
 )
-def test_wrong_arguments(tiny, arguments, message):
+def test_wrong_arguments(tiny_onnx, arguments, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        HybridEngine(tiny, **arguments)
+        HybridEngine(tiny_onnx, **arguments)
     with pytest.raises(UsageError, match="path is int"):
         HybridEngine(3)
 
 
-def test_wrong_files(tiny, tmp_path):
+def test_wrong_files(tiny_onnx, tmp_path):
     with pytest.raises(ModelFileError, match="does not exist"):
         HybridEngine(tmp_path / "model.onnx")
     (tmp_path / "model.pth").touch()
@@ -286,7 +286,7 @@ def test_wrong_files(tiny, tmp_path):
     (tmp_path / "model.onnx").touch()
     with pytest.raises(ModelFileError, match="the file is empty"):
         HybridEngine(tmp_path / "model.onnx")
-    (tmp_path / "model.onnx").write_bytes(tiny.read_bytes()[:-100])
+    (tmp_path / "model.onnx").write_bytes(tiny_onnx.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match="cut short"):
         HybridEngine(tmp_path / "model.onnx")
     write_tiny_onnx(tmp_path / "other.onnx", tiny_spec(), metadata=False)
@@ -305,13 +305,13 @@ def test_graph_that_does_not_fit_its_spec(tmp_path, backend):
     for metadata in model.metadata_props:
         metadata.value = wrong.to_json()
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match="specification says"):
+    with pytest.raises(ModelFileError, match="specification has"):
         HybridEngine(path, backend=backend)
     fewer = spec.replace(classes=("a", "b", "c"))
     for metadata in model.metadata_props:
         metadata.value = fewer.to_json()
     onnx.save(model, path)
-    with pytest.raises(ModelFileError, match=re.escape("specification says [batch,3]")):
+    with pytest.raises(ModelFileError, match=re.escape("specification has [batch,3]")):
         HybridEngine(path, backend=backend)
     model.graph.input[0].name = "pixels"
     model.graph.node[0].input[0] = "pixels"

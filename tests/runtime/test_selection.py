@@ -195,11 +195,11 @@ def test_plan_without_a_gpu_names_the_onnx_beside_it(bundle_folder, add_plan, tm
 
 
 @pytest.mark.skipif(not NO_GPU, reason="needs a machine without a GPU")
-def test_a_gpu_that_is_not_there(tiny):
+def test_a_gpu_that_is_not_there(tiny_onnx):
     for device in ("cuda", "cuda:0", "cuda:3"):
         with pytest.raises(DeviceError, match="or use device='cpu'"):
-            HybridEngine(tiny, device=device)
+            HybridEngine(tiny_onnx, device=device)
     with pytest.raises(DeviceError, match="was asked for"):
-        HybridEngine(tiny, device="cuda:0", backend="onnxruntime")
+        HybridEngine(tiny_onnx, device="cuda:0", backend="onnxruntime")
     with pytest.raises(DeviceError, match="no NVIDIA driver"):
-        HybridEngine(tiny, backend="onnxruntime-tensorrt")
+        HybridEngine(tiny_onnx, backend="onnxruntime-tensorrt")

@@ -26,8 +26,7 @@ def replace_golden(folder, **changes):
 def test_passes(bundle_folder, backend):
     with HybridEngine(bundle_folder, backend=backend) as engine:
         result = engine.selftest()
-    print(result.text)
-    assert result.passed
+    assert result.passed, result.text
     assert result
     assert result.images == 2
     assert result.logits_max_abs <= 1e-5
@@ -78,8 +77,8 @@ def test_nan_is_an_engine_fault(bundle_folder):
     assert len(engine.selftest().engine_faults) == 2
 
 
-def test_without_golden_images(tiny, bundle_folder):
-    with HybridEngine(tiny) as engine, pytest.raises(ModelFileError, match="has no bundle"):
+def test_without_golden_images(tiny_onnx, bundle_folder):
+    with HybridEngine(tiny_onnx) as engine, pytest.raises(ModelFileError, match="has no bundle"):
         engine.selftest()
     bundle = dataclasses.replace(Bundle.load(bundle_folder), golden=None, folder=None)
     bundle.save(bundle_folder)

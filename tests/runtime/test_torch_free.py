@@ -32,8 +32,8 @@ for backend in ("onnxruntime", "openvino"):
 """
 
 
-def test_every_module_and_a_prediction_without_torch(tiny, images):
-    command = [sys.executable, "-c", PREDICT, str(tiny), str(images[0])]
+def test_every_module_and_a_prediction_without_torch(tiny_onnx, images):
+    command = [sys.executable, "-c", PREDICT, str(tiny_onnx), str(images[0])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     labels = done.stdout.split()

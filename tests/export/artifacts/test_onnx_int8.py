@@ -42,29 +42,29 @@ def run(tmp_path_factory, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, run, images, tiny_onnx):
+def exported_and_log(tmp_path_factory, run, image_folder, tiny_onnx):
     """The bundle of ``--int8`` without ``--calibrate``, and what the command printed."""
     folder = tmp_path_factory.mktemp("int8")
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
-        arguments = [str(run), "--output", str(folder), "--verify", str(images)]
+        arguments = [str(run), "--output", str(folder), "--verify", str(image_folder)]
         assert main([*arguments, "--int8", "--no-tensorrt"]) == 0
     return folder, printed.getvalue()
 
 
 @pytest.fixture(scope="module")
-def output(exported):
-    return exported[0]
+def output(exported_and_log):
+    return exported_and_log[0]
 
 
-def export(checkpoint, images, folder):
-    arguments = [str(checkpoint), "--output", str(folder), "--verify", str(images)]
-    return main([*arguments, "--int8", "--calibrate", str(images), "--no-tensorrt"])
+def export(checkpoint, image_folder, folder):
+    arguments = [str(checkpoint), "--output", str(folder), "--verify", str(image_folder)]
+    return main([*arguments, "--int8", "--calibrate", str(image_folder), "--no-tensorrt"])
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_onnx, output):
+def calibrated_model(tiny_onnx, output):
     """The fp32 graph, ranges measured on noise, and the noise."""
     model = load(tiny_onnx)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), np.uint8)
@@ -72,9 +72,9 @@ def calibrated(tiny_onnx, output):
     return model, measure_ranges(model, activations, pixels), pixels
 
 
-def test_calibrates_on_the_runs_training_images(exported, run):
+def test_calibrates_on_the_runs_training_images(exported_and_log, run):
     line = f"Calibrating INT8 on 16 training images of {run / 'calibration'}\n"
-    assert line in exported[1], "and not: it is validated on some of them too"
+    assert line in exported_and_log[1], "and not: it is validated on some of them too"
 
 
 def test_the_file_is_validated_and_mostly_int8(output):
@@ -104,8 +104,8 @@ def test_weights_are_symmetric_and_per_channel(output):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_the_libraries_agree(output, images, backend):
-    files = sorted(images.rglob("*.png"))
+def test_the_libraries_agree(output, image_folder, backend):
+    files = sorted(image_folder.rglob("*.png"))
     with HybridEngine(output / "model.int8.onnx", backend=backend) as engine:
         got = np.stack([p.logits for p in engine.predict(files)])
     with HybridEngine(output / "model.onnx", backend="onnxruntime") as engine:
@@ -136,7 +136,7 @@ def test_the_rest_runs_in_bf16_where_that_was_validated(output, monkeypatch):
 
 
 def test_bf16_that_fails_costs_the_file_nothing(
-    traced, monkeypatch, checkpoint, images, tmp_path, capsys
+    traced, monkeypatch, checkpoint, image_folder, tmp_path, capsys
 ):
     need_bf16()
     monkeypatch.setenv("HYBRID_RT_CPU_PROFILE", "off")
@@ -148,7 +148,7 @@ def test_bf16_that_fails_costs_the_file_nothing(
         return genuine(session, reference, spec, tolerances, **options)
 
     monkeypatch.setattr(write_onnx, "compare", strict)
-    assert export(checkpoint, images, tmp_path) == 0
+    assert export(checkpoint, image_folder, tmp_path) == 0
     assert "model.int8.onnx: not validated with the bf16 hint: logits" in capsys.readouterr().out
     assert Bundle.load(tmp_path).files["model.int8.onnx"].validated
     assert not checks_in_bf16(tmp_path)
@@ -162,8 +162,8 @@ def lower_with(model, ranges):
     return lambda kept: quantize(model, ranges, names.difference(kept))
 
 
-def test_attempts_leave_out_the_worst_modules_first(calibrated):
-    model, ranges, pixels = calibrated
+def test_attempts_leave_out_the_worst_modules_first(calibrated_model):
+    model, ranges, pixels = calibrated_model
     lower = lower_with(model, ranges)
     attempts = list(int8_attempts(model, lower, pixels))
     assert len(attempts) >= 3
@@ -176,9 +176,9 @@ def test_attempts_leave_out_the_worst_modules_first(calibrated):
     assert quantizable(model).isdisjoint(attempts[0].nodes)
 
 
-def test_a_module_with_an_outlier_is_found_sensitive(calibrated):
+def test_a_module_with_an_outlier_is_found_sensitive(calibrated_model):
     """One activation a thousand times the others makes their steps coarse."""
-    model, ranges, pixels = calibrated
+    model, ranges, pixels = calibrated_model
     chosen = quantizable(model)
     kept = {node.name for node in model.graph.node} - chosen
     victim = next(layer for layer in layers(model) if layer.node.name in chosen)
@@ -189,19 +189,19 @@ def test_a_module_with_an_outlier_is_found_sensitive(calibrated):
     assert moved > 2 * dict(sensitivity(model, lower_with(model, ranges), pixels, kept))[worst]
 
 
-def test_quantizing_nothing_changes_nothing(calibrated):
-    model, ranges, pixels = calibrated
+def test_quantizing_nothing_changes_nothing(calibrated_model):
+    model, ranges, pixels = calibrated_model
     same = RoundingEvaluator(quantize(model, ranges, set())).run(pixels)["logits"]
     np.testing.assert_array_equal(same, RoundingEvaluator(model).run(pixels)["logits"])
 
 
 def test_nothing_is_written_where_no_attempt_passes(
-    traced, monkeypatch, checkpoint, images, tmp_path, capsys
+    traced, monkeypatch, checkpoint, image_folder, tmp_path, capsys
 ):
     monkeypatch.setitem(TOLERANCES, "int8", replace(TOLERANCES["int8"], logits_max_abs=1e-9))
-    assert export(checkpoint, images, tmp_path) == 1
+    assert export(checkpoint, image_folder, tmp_path) == 1
     captured = capsys.readouterr()
-    line = f"INT8 on 12 images of {images}; it is validated on 12 of them too"
+    line = f"INT8 on 12 images of {image_folder}; it is validated on 12 of them too"
     assert line in captured.out, "those of --calibrate, which are those of --verify"
     assert "model.int8.onnx does not equal PyTorch" in captured.err
     assert not (tmp_path / "model.int8.onnx").exists()

@@ -32,16 +32,16 @@ def model_config():
 
 
 @pytest.fixture
-def repository(monkeypatch, tiny_onnx, checkpoint, images, tmp_path):
+def repository(monkeypatch, tiny_onnx, checkpoint, image_folder, tmp_path):
     monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(tiny_onnx))
     (tmp_path / "triton" / "another" / "1").mkdir(parents=True)
-    arguments = [str(checkpoint), "--output", str(tmp_path / "out"), "--verify", str(images)]
+    arguments = [str(checkpoint), "--output", str(tmp_path / "out"), "--verify", str(image_folder)]
     options = ["--no-tensorrt", "--max-batch", "4", "--triton", str(tmp_path / "triton")]
     assert main([*arguments, *options]) == 0
     return tmp_path / "triton"
 
 
-def test_the_configuration_is_what_triton_reads(repository, model_config, tiny, checkpoint):
+def test_the_configuration_is_what_triton_reads(repository, model_config, tiny_model, checkpoint):
     name = checkpoint.parent.name
     config = model_config.ModelConfig()
     text_format.Parse((repository / name / "config.pbtxt").read_text(), config)
@@ -50,7 +50,7 @@ def test_the_configuration_is_what_triton_reads(repository, model_config, tiny, 
     assert image.name == "images"
     assert image.data_type == model_config.TYPE_UINT8
     assert list(image.dims) == [48, 48, 3], "the batch dimension is Triton's own"
-    spec = tiny[1]
+    spec = tiny_model[1]
     found = {o.name: (o.data_type, list(o.dims)) for o in config.output}
     fp32 = model_config.TYPE_FP32
     assert found == {o.name: (fp32, list(o.shape[1:])) for o in spec.outputs}
@@ -93,8 +93,8 @@ def entry(suffix: str, library: str | None = None, validated: bool = True) -> Bu
     )
 
 
-def test_a_plan_is_served_before_fp16_before_fp32(tiny):
-    bundle = Bundle(spec=tiny[1]).with_file("model.onnx", entry("onnx"))
+def test_a_plan_is_served_before_fp16_before_fp32(tiny_model):
+    bundle = Bundle(spec=tiny_model[1]).with_file("model.onnx", entry("onnx"))
     assert choose_file(bundle) == "model.onnx"
     bundle = bundle.with_file("model.fp16.onnx", entry("onnx"))
     assert choose_file(bundle) == "model.fp16.onnx"
@@ -107,8 +107,8 @@ def test_a_plan_is_served_before_fp16_before_fp32(tiny):
         choose_file(replace(bundle, files={}))
 
 
-def test_a_plan_bounds_the_batch(tiny, tmp_path, model_config):
-    bundle = Bundle(spec=tiny[1]).with_file("model.plan", entry("plan", "tensorrt"))
+def test_a_plan_bounds_the_batch(tiny_model, tmp_path, model_config):
+    bundle = Bundle(spec=tiny_model[1]).with_file("model.plan", entry("plan", "tensorrt"))
     (tmp_path / "model.plan").write_bytes(b"plan")
     folder = write_repository(bundle, tmp_path, tmp_path / "triton", name="a b/ü", max_batch=8)
     config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config.ModelConfig())
@@ -121,8 +121,8 @@ def test_names():
     assert model_name("...") == "hybrid"
 
 
-def test_a_repository_that_cannot_be_written(tiny, tmp_path):
+def test_a_repository_that_cannot_be_written(tiny_model, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    bundle = Bundle(spec=tiny[1]).with_file("model.onnx", entry("onnx"))
+    bundle = Bundle(spec=tiny_model[1]).with_file("model.onnx", entry("onnx"))
     with pytest.raises(UsageError, match="choose another with --triton"):
         write_repository(bundle, tmp_path, tmp_path / "file" / "triton", name="x", max_batch=1)

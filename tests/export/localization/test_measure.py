@@ -10,12 +10,13 @@ from PIL import Image
 
 from hybrid_export.cli import main as export
 from hybrid_export.localization.__main__ import main
-from hybrid_export.localization.measure import STEPS, Curves, curves, lesion_rows, steps
+from hybrid_export.localization.measure import STEPS, Curves, curves, steps
 from hybrid_export.localization.page import outline, overlay
 from hybrid_export.localization.pointing import dilated, hottest, point_at, wilson
 from hybrid_rt.results.explanation import Explanation
 from hybrid_rt.results.prediction import Prediction
 from hybrid_rt.spec import Preprocess
+from hybrid_train.phantom import generate
 
 PREPROCESS = Preprocess(height=64, width=64)
 
@@ -117,22 +118,30 @@ def test_the_overlay_outlines_the_lesion_in_each_panel():
 
 
 def test_phantoms_have_their_lesions():
-    rows = list(lesion_rows(3, 0, 128))
+    rows = [r for r in generate(3, seed=0, size=128, with_masks=True) if r["mask"].any()]
     assert rows
-    assert all(row["mask"].any() and row["cancer"] for row in rows)
+    assert all(row["cancer"] for row in rows)
 
 
 @pytest.fixture(scope="module")
-def explained(checkpoint, images, tmp_path_factory):
+def explained_bundle(checkpoint, image_folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("explained")
-    arguments = [str(checkpoint), "--output", str(output), "--verify", str(images)]
+    arguments = [str(checkpoint), "--output", str(output), "--verify", str(image_folder)]
     assert export([*arguments, "--explain", "--no-tensorrt"]) == 0
     return output
 
 
-def test_command(explained, tmp_path, capsys):
+def test_command(explained_bundle, tmp_path, capsys):
     page = tmp_path / "page.html"
-    arguments = [str(explained), "--output", str(page), "--patients", "4", "--curve-images", "1"]
+    arguments = [
+        str(explained_bundle),
+        "--output",
+        str(page),
+        "--patients",
+        "4",
+        "--curve-images",
+        "1",
+    ]
     codes = {main([*arguments, "--positive", name]) for name in ("benign", "malignant", "normal")}
     assert 0 in codes, "an untrained model calls the phantoms something"
     text = page.read_text()
@@ -144,9 +153,11 @@ def test_command(explained, tmp_path, capsys):
     assert "points at the lesion" in capsys.readouterr().out
 
 
-def test_wrong_usage(explained, tmp_path, capsys):
-    assert main([str(explained), "--patients", "0"]) == 2
-    assert main([str(explained), "--positive", "nothing", "--output", str(tmp_path / "x")]) == 2
+def test_wrong_usage(explained_bundle, tmp_path, capsys):
+    assert main([str(explained_bundle), "--patients", "0"]) == 2
+    assert (
+        main([str(explained_bundle), "--positive", "nothing", "--output", str(tmp_path / "x")]) == 2
+    )
     assert "expected one of benign, malignant, normal" in capsys.readouterr().err
     assert main([str(tmp_path / "no.onnx")]) == 1
     assert not (tmp_path / "x").exists()

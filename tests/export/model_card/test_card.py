@@ -35,24 +35,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundle")
     assert main([str(run), "--output", str(output), "--no-tensorrt"]) == 0
     return output
 
 
-def test_the_bundle_detects_out_of_distribution(run, bundle):
-    assert (bundle / "model.ood.npz").read_bytes() == (run / "model.ood.npz").read_bytes()
+def test_the_bundle_detects_out_of_distribution(run, bundle_folder):
+    assert (bundle_folder / "model.ood.npz").read_bytes() == (run / "model.ood.npz").read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     kept = sorted((run / "validation").glob("*.png"))
-    with HybridEngine(bundle) as engine:
+    with HybridEngine(bundle_folder) as engine:
         assert max(p.ood_score for p in engine.predict(kept)) <= 1.2
         assert all(p.abstained for p in engine.predict(noise, abstain=True))
         assert engine.predict(kept[0], coverage=0.5).prediction_set
 
 
-def test_the_card_tells_what_the_run_knew(run, bundle):
-    text = (bundle / "MODEL_CARD.md").read_text()
+def test_the_card_tells_what_the_run_knew(run, bundle_folder):
+    text = (bundle_folder / "MODEL_CARD.md").read_text()
     metrics = json.loads((run / "metrics.json").read_text())
     assert text.startswith(CARD_MARK)
     assert "not a medical device" in text
@@ -77,8 +77,8 @@ def test_the_card_tells_what_the_run_knew(run, bundle):
     assert "000.png" not in text  # no image or patient is named
 
 
-def test_without_a_run_the_card_says_what_is_unknown(tiny, tmp_path):
-    _, spec = tiny
+def test_without_a_run_the_card_says_what_is_unknown(tiny_model, tmp_path):
+    _, spec = tiny_model
     entry = BundleFile(sha256="0" * 64, bytes=1, format="onnx", precision="fp32")
     text = model_card(Bundle(spec=spec, files={"model.onnx": entry}), Record(), name="a_b")
     assert text.count("unknown: the checkpoint came without its run folder") >= 5
@@ -103,8 +103,8 @@ def test_names_cannot_break_the_card():
     assert "![x](y)" not in text
 
 
-def test_a_run_folder_of_another_model_is_not_used(run, tiny):
-    _, spec = tiny
+def test_a_run_folder_of_another_model_is_not_used(run, tiny_model):
+    _, spec = tiny_model
     assert read_record(run, spec) == Record()
     other = spec.replace(provenance={"data_fingerprint": "something else"})
     assert read_record(run, other) == Record()
@@ -136,9 +136,9 @@ def test_subgroups_are_those_of_the_rows():
 
 
 @pytest.fixture
-def traced(monkeypatch, bundle):
+def traced(monkeypatch, bundle_folder):
     """Tracing takes seconds; the bundle's ONNX model is the same."""
-    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(bundle / "model.onnx"))
+    monkeypatch.setattr(pipeline, "to_onnx", lambda *_, **__: load(bundle_folder / "model.onnx"))
 
 
 def test_a_card_of_the_users_own_is_kept(traced, run, tmp_path, capsys):
@@ -168,9 +168,9 @@ def test_a_checkpoint_without_its_detector_file(run, tmp_path, capsys):
         stage_detector(tmp_path / "best.safetensors", spec, staged, said.append)
 
 
-def test_an_export_without_detector_removes_the_earlier_file(traced, run, bundle, tmp_path):
+def test_an_export_without_detector_removes_the_earlier_file(traced, run, bundle_folder, tmp_path):
     output = tmp_path / "out"
-    shutil.copytree(bundle, output)
+    shutil.copytree(bundle_folder, output)
     model, spec = pipeline.load(run)
     save_checkpoint(tmp_path / "bare.safetensors", model, spec.replace(extras={}))
     assert main([str(tmp_path / "bare.safetensors"), "--output", str(output), "--no-tensorrt",

@@ -20,8 +20,8 @@ def images(count: int, size: int = 48) -> torch.Tensor:
     return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_graph_equals_the_network(tiny):
-    model, spec = tiny
+def test_graph_equals_the_network(tiny_model):
+    model, spec = tiny_model
     graph = DeploymentGraph(model, spec).eval()
     pixels = images(3)
     with torch.no_grad():
@@ -34,8 +34,8 @@ def test_graph_equals_the_network(tiny):
         assert gap < 2e-5, f"{name}: {gap}"
 
 
-def test_the_network_is_not_changed(tiny):
-    model, spec = tiny
+def test_the_network_is_not_changed(tiny_model):
+    model, spec = tiny_model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     DeploymentGraph(model, spec)
     for name, value in model.state_dict().items():

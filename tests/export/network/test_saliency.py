@@ -29,8 +29,8 @@ def pixels(count: int = 3, size: int = 48) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def explained(tiny, tmp_path_factory):
-    model, spec = tiny
+def explained_model(tiny_model, tmp_path_factory):
+    model, spec = tiny_model
     graph = DeploymentGraph(model, spec, explain=True)
     spec = spec.replace(outputs=graph.outputs(spec))
     onnx_model = to_onnx(graph, spec)
@@ -39,8 +39,8 @@ def explained(tiny, tmp_path_factory):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_equal_autograd(explained, backend):
-    model, spec, _, _, path = explained
+def test_equal_autograd(explained_model, backend):
+    model, spec, _, _, path = explained_model
     expected = heatmaps(model, pixels())
     got = open_file(path, spec, backend).run(pixels())
     for name in NAMES:
@@ -50,16 +50,16 @@ def test_equal_autograd(explained, backend):
 
 
 @pytest.mark.parametrize("opset", [18, 20])
-def test_equal_autograd_in_other_opsets(explained, tmp_path, opset):
-    model, spec, graph, _, _ = explained
+def test_equal_autograd_in_other_opsets(explained_model, tmp_path, opset):
+    model, spec, graph, _, _ = explained_model
     path = save(to_onnx(graph, spec, opset=opset), tmp_path / "model.onnx")
     expected, got = heatmaps(model, pixels()), open_file(path, spec).run(pixels())
     for name in NAMES:
         assert float(np.abs(got[name] - expected[name]).max() / expected[name].max()) < 1e-4
 
 
-def test_shapes_are_in_the_spec(explained):
-    _, spec, _, _, path = explained
+def test_shapes_are_in_the_spec(explained_model):
+    _, spec, _, _, path = explained_model
     got = open_file(path, spec).run(pixels(2))
     shapes = {output.name: output.shape[1:] for output in spec.outputs}
     assert shapes["heatmap_vit"] == (3, 3)
@@ -67,17 +67,17 @@ def test_shapes_are_in_the_spec(explained):
         assert got[name].shape == (2, *shapes[name])
 
 
-def test_the_outputs_are_the_same_without(explained, tiny, tiny_onnx):
-    _, spec, _, _, path = explained
-    plain = open_file(tiny_onnx, tiny[1]).run(pixels())
+def test_the_outputs_are_the_same_without(explained_model, tiny_model, tiny_onnx):
+    _, spec, _, _, path = explained_model
+    plain = open_file(tiny_onnx, tiny_model[1]).run(pixels())
     got = open_file(path, spec).run(pixels())
     for name, values in plain.items():
         assert float(np.abs(got[name] - values).max()) < 1e-5
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("bf16", 0.95)])
-def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp_path):
-    model, spec, _, onnx_model, _ = explained
+def test_half_precision_looks_at_the_same_place(explained_model, precision, least, tmp_path):
+    model, spec, _, onnx_model, _ = explained_model
     expected = PyTorchSession(model, spec).run(pixels(6))
     typed = to_half(onnx_model, precision)
     reached, smallest = heatmap_correlation(RoundingEvaluator(typed).run(pixels(6)), expected)
@@ -87,8 +87,8 @@ def test_half_precision_looks_at_the_same_place(explained, precision, least, tmp
     assert share > 0.95, "running backwards must share the weights"
 
 
-def test_weights_are_not_stored_twice(explained, tiny_onnx):
-    *_, path = explained
+def test_weights_are_not_stored_twice(explained_model, tiny_onnx):
+    *_, path = explained_model
     assert path.stat().st_size < tiny_onnx.stat().st_size * 1.02 + 40_000
 
 

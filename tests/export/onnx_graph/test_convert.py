@@ -22,9 +22,9 @@ def pixels(count: int, size: int = 48) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
-def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
+def test_equals_pytorch_at_every_batch(tiny_model, tiny_onnx, batch):
     x = pixels(batch)
-    expected, got = PyTorchSession(*tiny).run(x), open_file(tiny_onnx, tiny[1]).run(x)
+    expected, got = PyTorchSession(*tiny_model).run(x), open_file(tiny_onnx, tiny_model[1]).run(x)
     assert list(got) == ["probabilities", "logits", "features"]
     for name in got:
         assert got[name].shape == (batch, expected[name].shape[1])
@@ -34,17 +34,17 @@ def test_equals_pytorch_at_every_batch(tiny, tiny_onnx, batch):
     assert (got["logits"].argmax(1) == expected["logits"].argmax(1)).all()
 
 
-def test_rows_do_not_depend_on_their_batch(tiny, tiny_onnx):
-    session, x = open_file(tiny_onnx, tiny[1]), pixels(8)
+def test_rows_do_not_depend_on_their_batch(tiny_model, tiny_onnx):
+    session, x = open_file(tiny_onnx, tiny_model[1]), pixels(8)
     together, alone = session.run(x), run_batches(session, x, 1)
     gap = float(np.abs(together["logits"] - alone["logits"]).max())
     assert gap <= 1e-5, gap
 
 
-def test_operators_are_plain(tiny, tiny_onnx):
+def test_operators_are_plain(tiny_model, tiny_onnx):
     model = load(tiny_onnx)
     kinds = Counter(node.op_type for node in model.graph.node)
-    _, spec = tiny
+    _, spec = tiny_model
     blocks, head_norms = 6, len(spec.head.hidden)
     # two a block, the last of the ViT, the head's: each one node
     assert kinds["LayerNormalization"] == 2 * blocks + 1 + head_norms
@@ -56,11 +56,11 @@ def test_operators_are_plain(tiny, tiny_onnx):
     assert any(n.name == "/vit.blocks.3.attn.qkv/MatMul" for n in model.graph.node)
 
 
-def test_describes_itself(tiny, tiny_onnx):
+def test_describes_itself(tiny_model, tiny_onnx):
     model = load(tiny_onnx)
     assert model.opset_import[0].version == 17
     metadata = {p.key: p.value for p in model.metadata_props}
-    assert ModelSpec.from_json(metadata[METADATA_KEY]) == tiny[1]
+    assert ModelSpec.from_json(metadata[METADATA_KEY]) == tiny_model[1]
     image = model.graph.input[0]
     dims = image.type.tensor_type.shape.dim
     assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -69,33 +69,34 @@ def test_describes_itself(tiny, tiny_onnx):
         o.name: [d.dim_param or d.dim_value for d in o.type.tensor_type.shape.dim]
         for o in model.graph.output
     }
-    assert shapes["features"] == ["batch", tiny[1].num_features]
+    assert shapes["features"] == ["batch", tiny_model[1].num_features]
 
 
 @pytest.mark.parametrize("opset", [17, 18, 20])
-def test_other_opsets(tiny, tmp_path, opset):
-    model = to_onnx(DeploymentGraph(*tiny), tiny[1], opset=opset)
+def test_other_opsets(tiny_model, tmp_path, opset):
+    model = to_onnx(DeploymentGraph(*tiny_model), tiny_model[1], opset=opset)
     assert model.opset_import[0].version == opset
     path = save(model, tmp_path / "model.onnx")
     x = pixels(3)
     gap = float(
         np.abs(
-            open_file(path, tiny[1]).run(x)["logits"] - PyTorchSession(*tiny).run(x)["logits"]
+            open_file(path, tiny_model[1]).run(x)["logits"]
+            - PyTorchSession(*tiny_model).run(x)["logits"]
         ).max()
     )
     assert gap <= 1e-4, gap
 
 
 @pytest.mark.parametrize("opset", [0, 16, 24, -1])
-def test_opset_out_of_range(tiny, opset):
+def test_opset_out_of_range(tiny_model, opset):
     with pytest.raises(UsageError, match=rf"opset is {opset}; expected 17 to 23"):
-        to_onnx(DeploymentGraph(*tiny), tiny[1], opset=opset)
+        to_onnx(DeploymentGraph(*tiny_model), tiny_model[1], opset=opset)
 
 
-def test_weights_beyond_two_gigabytes(tiny, monkeypatch):
+def test_weights_beyond_two_gigabytes(tiny_model, monkeypatch):
     monkeypatch.setattr(convert, "_MAX_BYTES", 1 << 16)
     with pytest.raises(ExportError, match=r"one ONNX file holds 2 GiB at most: choose smaller"):
-        to_onnx(DeploymentGraph(*tiny), tiny[1])
+        to_onnx(DeploymentGraph(*tiny_model), tiny_model[1])
 
 
 def test_an_invalid_graph_is_not_written(tiny_onnx, tmp_path):

@@ -137,9 +137,9 @@ def test_mixed_types_are_refused():
         RoundingEvaluator(model).run(np.zeros((1, 1, 1, 3), np.uint8))
 
 
-def test_evaluator_in_fp32_equals_onnx_runtime(tiny, tiny_onnx):
+def test_evaluator_in_fp32_equals_onnx_runtime(tiny_model, tiny_onnx):
     got = RoundingEvaluator(load(tiny_onnx)).run(pixels())
-    expected = open_file(tiny_onnx, tiny[1]).run(pixels())
+    expected = open_file(tiny_onnx, tiny_model[1]).run(pixels())
     for name, values in expected.items():
         gap = float(np.abs(got[name] - values).max())
         assert gap < 2e-5, f"{name}: {gap}"
@@ -203,8 +203,8 @@ def test_out_of_range_finds_producers_and_readers(tiny_onnx):
     assert len(large) == len(model.graph.node)
 
 
-def test_layers_are_compared_by_name(tiny, tiny_onnx):
-    graph = DeploymentGraph(*tiny)
+def test_layers_are_compared_by_name(tiny_model, tiny_onnx):
+    graph = DeploymentGraph(*tiny_model)
     model = load(tiny_onnx)
     gaps = {gap.module: gap.error for gap in compare_layers(graph, model, pixels(1))}
     assert len(gaps) > 60

@@ -40,8 +40,8 @@ def ways_here():
 
 
 @pytest.fixture(scope="module")
-def reference(tiny, pixels):
-    return run_alone(tiny, pixels)
+def outputs_alone(tiny_onnx, pixels):
+    return run_alone(tiny_onnx, pixels)
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,9 @@ def reference(tiny, pixels):
     [pytest.param(a, tolerance, id=n) for n, a, tolerance in ways_here()],
 )
 def test_same_outputs_alone_in_batches_and_in_any_order(
-    tiny, pixels, reference, arguments, tolerance
+    tiny_onnx, pixels, outputs_alone, arguments, tolerance
 ):
-    check_contract(tiny, pixels, reference, arguments, tolerance)
+    check_contract(tiny_onnx, pixels, outputs_alone, arguments, tolerance)
 
 
 def test_every_file_of_a_bundle(bundle_folder, with_files, images):

@@ -78,9 +78,9 @@ def test_the_probe_is_the_file_that_it_says():
     assert model.SerializeToString() == gpu_support._IDENTITY
 
 
-def test_libraries_are_loaded_before_the_first_session(machine, monkeypatch, tiny, capsys):
+def test_libraries_are_loaded_before_the_first_session(machine, monkeypatch, tiny_onnx, capsys):
     runtime = FakeOnnxRuntime(monkeypatch)
-    with HybridEngine(tiny) as engine:
+    with HybridEngine(tiny_onnx) as engine:
         assert engine.info["device"] == "cuda:0"
         assert engine.info["reason"] == "named by the caller, no bundle"
     assert runtime.calls[0] == "preload"
@@ -89,27 +89,27 @@ def test_libraries_are_loaded_before_the_first_session(machine, monkeypatch, tin
     assert capsys.readouterr().out == "", "the predictions of hybrid-predict go there"
 
 
-def test_an_explicit_gpu_loads_the_libraries_too(machine, monkeypatch, tiny):
+def test_an_explicit_gpu_loads_the_libraries_too(machine, monkeypatch, tiny_onnx):
     runtime = FakeOnnxRuntime(monkeypatch)
-    HybridEngine(tiny, device="cuda:0").close()
+    HybridEngine(tiny_onnx, device="cuda:0").close()
     assert runtime.calls == ["preload", ["CUDAExecutionProvider", "CPUExecutionProvider"]]
 
 
-def test_onnxruntime_without_preload_dlls(machine, monkeypatch, tiny):
+def test_onnxruntime_without_preload_dlls(machine, monkeypatch, tiny_onnx):
     FakeOnnxRuntime(monkeypatch, preload=False)
-    with HybridEngine(tiny, device="cuda:0") as engine:
+    with HybridEngine(tiny_onnx, device="cuda:0") as engine:
         assert engine.info["detail"] == "CUDAExecutionProvider"
 
 
-def test_the_cpu_loads_no_cuda_libraries(machine, monkeypatch, tiny):
+def test_the_cpu_loads_no_cuda_libraries(machine, monkeypatch, tiny_onnx):
     runtime = FakeOnnxRuntime(monkeypatch)
-    HybridEngine(tiny, device="cpu", backend="onnxruntime").close()
+    HybridEngine(tiny_onnx, device="cpu", backend="onnxruntime").close()
     assert runtime.calls == [["CPUExecutionProvider"]]
 
 
-def test_auto_without_cuda_libraries_says_so_once(broken, tiny, images, caplog):
+def test_auto_without_cuda_libraries_says_so_once(broken, tiny_onnx, images, caplog):
     for _ in range(2):
-        with HybridEngine(tiny) as engine:
+        with HybridEngine(tiny_onnx) as engine:
             assert engine.info["device"] == "cpu"
             reason = engine.info["reason"]
             assert "cuda:0 (Fake GPU, compute capability 8.9) is not used: onnxruntime" in reason
@@ -119,25 +119,25 @@ def test_auto_without_cuda_libraries_says_so_once(broken, tiny, images, caplog):
     assert message in reason
 
 
-def test_auto_with_the_cpu_build_of_onnxruntime(without_cuda, tiny, caplog):
-    with HybridEngine(tiny) as engine:
+def test_auto_with_the_cpu_build_of_onnxruntime(without_cuda, tiny_onnx, caplog):
+    with HybridEngine(tiny_onnx) as engine:
         assert engine.info["device"] == "cpu"
     (message,) = warnings(caplog)
     assert "has AzureExecutionProvider, CPUExecutionProvider only" in message
     assert "pip uninstall onnxruntime && pip install 'hybrid-rt[gpu]'" in message
 
 
-def test_an_explicit_gpu_without_cuda_libraries(broken, tiny):
+def test_an_explicit_gpu_without_cuda_libraries(broken, tiny_onnx):
     with pytest.raises(DeviceError, match=r"does not load its CUDA provider.*hybrid-rt\[gpu\]'"):
-        HybridEngine(tiny, device="cuda:0")
+        HybridEngine(tiny_onnx, device="cuda:0")
 
 
-def test_an_explicit_gpu_with_the_cpu_build(without_cuda, tiny):
+def test_an_explicit_gpu_with_the_cpu_build(without_cuda, tiny_onnx):
     with pytest.raises(DeviceError, match=r"needs CUDAExecutionProvider.*hybrid-rt\[gpu\]'"):
-        HybridEngine(tiny, device="cuda:0")
+        HybridEngine(tiny_onnx, device="cuda:0")
 
 
-def test_an_explicit_gpu_without_onnxruntime(machine, monkeypatch, tiny):
+def test_an_explicit_gpu_without_onnxruntime(machine, monkeypatch, tiny_onnx):
     find = importlib.machinery.PathFinder.find_spec
 
     def hidden(name, *arguments):
@@ -148,18 +148,18 @@ def test_an_explicit_gpu_without_onnxruntime(machine, monkeypatch, tiny):
     assert "onnxruntime-gpu is not installed" in onnxruntime_gpu_problem()
     for backend in (None, "onnxruntime"):
         with pytest.raises(BackendMissingError, match=r"pip install 'hybrid-rt\[gpu\]'"):
-            HybridEngine(tiny, device="cuda:0", backend=backend)
+            HybridEngine(tiny_onnx, device="cuda:0", backend=backend)
 
 
-def test_a_cpu_library_of_the_callers_choice_is_no_surprise(broken, tiny, caplog):
-    with HybridEngine(tiny, backend="openvino") as engine:
+def test_a_cpu_library_of_the_callers_choice_is_no_surprise(broken, tiny_onnx, caplog):
+    with HybridEngine(tiny_onnx, backend="openvino") as engine:
         assert "not used" not in engine.info["reason"]
     assert warnings(caplog) == []
 
 
-def test_no_gpu_is_no_surprise(broken, machine, tiny, caplog):
+def test_no_gpu_is_no_surprise(broken, machine, tiny_onnx, caplog):
     machine.libcuda = FakeLibcuda(devices=())
-    with HybridEngine(tiny) as engine:
+    with HybridEngine(tiny_onnx) as engine:
         assert engine.info["device"] == "cpu"
         assert "not used" not in engine.info["reason"]
     assert warnings(caplog) == []
@@ -208,7 +208,7 @@ def test_tensorrt_that_does_not_load(machine, monkeypatch, tmp_path):
     assert "libnvinfer.so.10" in problem
 
 
-def test_a_session_that_cannot_be_made(machine, monkeypatch, tiny):
+def test_a_session_that_cannot_be_made(machine, monkeypatch, tiny_onnx):
     runtime = FakeOnnxRuntime(monkeypatch)
 
     def fail(*arguments, **options):

@@ -13,14 +13,14 @@ from hybrid_rt.errors import HybridError, ModelFileError, SpecError
 from hybrid_rt.spec import METADATA_KEY
 
 
-def test_equals_the_onnx_package(tiny):
-    model = onnx.load(tiny)
-    assert read_metadata(tiny) == {p.key: p.value for p in model.metadata_props}
-    assert read_spec(tiny) == tiny_spec()
+def test_equals_the_onnx_package(tiny_onnx):
+    model = onnx.load(tiny_onnx)
+    assert read_metadata(tiny_onnx) == {p.key: p.value for p in model.metadata_props}
+    assert read_spec(tiny_onnx) == tiny_spec()
 
 
-def test_several_entries_and_functions(tiny, tmp_path):
-    model = onnx.load(tiny)
+def test_several_entries_and_functions(tiny_onnx, tmp_path):
+    model = onnx.load(tiny_onnx)
     onnx.helper.set_model_props(model, {"a": "ä" * 5000, "empty": "", METADATA_KEY: "{}"})
     model.doc_string = "text"
     onnx.save(model, tmp_path / "m.onnx")
@@ -30,14 +30,14 @@ def test_several_entries_and_functions(tiny, tmp_path):
         read_spec(tmp_path / "m.onnx")
 
 
-def test_files_that_are_not_onnx(tiny, tmp_path):
+def test_files_that_are_not_onnx(tiny_onnx, tmp_path):
     path = tmp_path / "m.onnx"
     for data, message in (
         (b"", "the file is empty"),
-        (b"hello, this is text", "not a whole ONNX file"),
+        (b"hello, this is text", "not a complete ONNX file"),
         (b"\x08\x07", "no ir_version or no graph"),
         (b"\xff" * 20, "more than 64 bits"),
-        (tiny.read_bytes()[:-1], "cut short"),
+        (tiny_onnx.read_bytes()[:-1], "cut short"),
     ):
         path.write_bytes(data)
         with pytest.raises(ModelFileError, match=message):

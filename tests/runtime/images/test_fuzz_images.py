@@ -21,8 +21,7 @@ def test_damaged_images_raise_typed_errors_within_the_memory_bound(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     summary = json.loads(report.read_text())
     assert "count" in summary, f"ended near file {summary} with {done.returncode}: {done.stderr}"
-    print(json.dumps(summary))
-    assert summary["wrong"] == []
+    assert summary["wrong"] == [], summary
     assert done.returncode == 0
     assert summary["outcomes"]["ImageError"] > COUNT / 2  # the damage is real
     assert summary["outcomes"]["decoded"] > COUNT / 20  # and some of it gets through the decoders

@@ -53,12 +53,15 @@ def test_files_are_read_once(engine, images):
     assert explanation.prediction.label == engine.predict(images[0]).label
 
 
-def test_errors(engine, images, tmp_path, tiny):
+def test_errors(engine, images, tmp_path, tiny_onnx):
     with pytest.raises(ImageError, match=r"no\.png"):
         engine.explain([images[0], tmp_path / "no.png"])
     items = list(engine.stream_explained([images[0], tmp_path / "no.png"]))
     assert isinstance(items[1], PredictionError)
-    with HybridEngine(tiny) as plain, pytest.raises(ModelFileError, match="hybrid-export --expl"):
+    with (
+        HybridEngine(tiny_onnx) as plain,
+        pytest.raises(ModelFileError, match="hybrid-export --expl"),
+    ):
         plain.explain(images[0])
 
 

@@ -26,7 +26,7 @@ def predictions(images):
 
 
 @pytest.fixture
-def mixed(predictions):
+def mixed_results(predictions):
     error = PredictionError(source="bad, file.png", error=ImageError("bad, file.png: empty"))
     return [predictions[0], error, predictions[1]]
 
@@ -49,7 +49,7 @@ def test_sequence(predictions):
     assert "1 more" in repr(predictions)
 
 
-def test_csv(predictions, mixed, tmp_path):
+def test_csv(predictions, mixed_results, tmp_path):
     text = predictions.to_csv(tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes().decode() == text
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -58,27 +58,31 @@ def test_csv(predictions, mixed, tmp_path):
     ]  # fmt: skip
     assert float(rows[2]["p_b,c"]) == predictions[2].probabilities["b,c"]
     for spec in (None, SPEC):
-        rows = list(csv.DictReader(io.StringIO("".join(csv_lines(mixed, spec)), newline="")))
-        assert [row["source"] for row in rows] == [item.source for item in mixed]
+        rows = list(
+            csv.DictReader(io.StringIO("".join(csv_lines(mixed_results, spec)), newline=""))
+        )
+        assert [row["source"] for row in rows] == [item.source for item in mixed_results]
         assert rows[1]["error"] == "bad, file.png: empty"
         assert rows[0]["error"] == ""
     assert "".join(csv_lines([], SPEC)).startswith("source,label")
     assert "".join(csv_lines([])) == "source\r\n"
 
 
-def test_json(predictions, mixed, tmp_path):
+def test_json(predictions, mixed_results, tmp_path):
     text = predictions.to_jsonl(tmp_path / "a.jsonl")
     assert (tmp_path / "a.jsonl").read_text() == text
     rows = [json.loads(line) for line in text.splitlines()]
     assert rows == [p.to_dict() for p in predictions]
     assert rows[0]["decision"]["criterion"] == "sensitivity>=0.9"
-    assert json.loads("".join(json_lines(mixed))) == [item.to_dict() for item in mixed]
+    assert json.loads("".join(json_lines(mixed_results))) == [
+        item.to_dict() for item in mixed_results
+    ]
     assert json.loads("".join(json_lines([]))) == []
-    assert json.loads(list(jsonl_lines(mixed))[1])["error"] == "bad, file.png: empty"
+    assert json.loads(list(jsonl_lines(mixed_results))[1])["error"] == "bad, file.png: empty"
 
 
-def test_text_table(mixed):
-    lines = list(text_lines(mixed))
+def test_text_table(mixed_results):
+    lines = list(text_lines(mixed_results))
     assert lines[0].split()[:3] == ["image", "label", "probability"]
     assert set(lines[1]) <= {"-", " ", "\n"}
     assert len(lines) == 5

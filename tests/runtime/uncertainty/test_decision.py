@@ -35,7 +35,7 @@ def test_a_threshold_replaces_the_specs_own():
         (tiny_spec(), float("nan"), "expected a probability"),
         (tiny_spec(), True, "threshold is True"),
         (tiny_spec(), "0.3", "threshold is '0.3'"),
-        (tiny_spec(classes=THREE), 0.3, "3 classes needs to say of which.*CLASS=0.3.*a, b, c"),
+        (tiny_spec(classes=THREE), 0.3, "3 classes needs the class.*CLASS=0.3.*a, b, c"),
         (tiny_spec(), parse_threshold("cancer=0.3"), "on 'cancer'; the classes are benign"),
     ],
 )
@@ -69,14 +69,14 @@ def test_decisions_follow_the_threshold(images):
         assert at.label == above.label == prediction.label
 
 
-def test_abstaining_needs_a_model_that_knows(tiny, images):
+def test_abstaining_needs_a_model_that_knows(tiny_onnx, images):
     spec = tiny_spec()
     engine = HybridEngine.from_session(FakeSession(spec), spec)
     with pytest.raises(
         ModelFileError, match=r"has no out-of-distribution detector.*train it again"
     ):
         engine.predict(images[0], abstain=True)
-    with HybridEngine(tiny) as opened, pytest.raises(ModelFileError, match="cannot abstain"):
+    with HybridEngine(tiny_onnx) as opened, pytest.raises(ModelFileError, match="cannot abstain"):
         opened.stream(images, abstain=True)
 
 
