@@ -142,7 +142,7 @@ def test_an_interrupted_run_resumes_to_the_bit(folders, tmp_path, uninterrupted,
     assert_equal(weights(run), weights(uninterrupted))
 
 
-def test_resume_refuses_other_settings_and_an_empty_folder(folders, tmp_path, capsys):
+def test_resume_with_other_settings_is_refused(folders, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(folders, *SMALL, "--output", run, "--resume") == 2
     assert "nothing to resume" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def add_data(group: Any) -> None:
     add(
         "--high-bit-depth",
         choices=("full", "minmax"),
-        help="16-bit images: map the type's whole range to 0..255, or the image's own "
+        help="16-bit images: map the type's complete range to 0..255, or the image's own "
         "(default: full)",
     )
     add(

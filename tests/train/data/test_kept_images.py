@@ -75,7 +75,7 @@ def digests(run, name, preprocess=PREPROCESS):
     return [pixels_digest(load_pixels(run / name / e["file"], preprocess)) for e in entries]
 
 
-def test_calibration_takes_classes_and_patients_in_turn(tmp_path):
+def test_calibration_takes_patients_in_turn(tmp_path):
     dataset = make_dataset(patients=90, each=6)
     keep_images(tmp_path, dataset, split_of(dataset, 60), seed=0)
     entries = kept(tmp_path, CALIBRATION)

@@ -177,7 +177,10 @@ def test_split_folders_are_used_as_given(tmp_path):
     ("data", "message"),
     [
         ("nothing/here/at/all", "does not exist; expected a folder"),
-        ("owner/dataset", "Hugging Face hub.*no folder of that name.*hybrid-train path/to/dataset"),
+        (
+            "owner/dataset",
+            "Hugging Face hub.*no folder has that name.*hybrid-train path/to/dataset",
+        ),
         ("phantom:x", "expected phantom or phantom:N"),
         ("README.md", "is a .md file; expected a parquet"),
     ],
@@ -232,7 +235,7 @@ def test_no_patient_is_on_two_sides(seed):
         assert abs(share - samples.labels.mean()) < 0.12
 
 
-def test_a_given_split_that_shares_patients_is_reported():
+def test_given_split_with_shared_patients_warns():
     samples = grouped([0, 1] * 6, [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 4, 4])
     subsets = np.array(["train"] * 8 + ["val"] * 4)
     from dataclasses import replace
@@ -243,7 +246,7 @@ def test_a_given_split_that_shares_patients_is_reported():
                      "too good"]  # fmt: skip
 
 
-def test_the_split_is_kept_for_a_resumed_run_and_bound_to_its_data(tmp_path):
+def test_split_file_is_bound_to_its_data(tmp_path):
     samples = grouped([0, 1] * 40, np.arange(80) // 2)
     split = make_split(samples)
     save_split(tmp_path / "split.json", samples, split)

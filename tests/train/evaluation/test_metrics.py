@@ -44,7 +44,7 @@ def test_positive_can_be_the_first_class():
         evaluate(logits_of(P), Y, ("healthy", "cancer"), positive="flu")
 
 
-def test_a_class_absent_from_the_split_is_null_and_a_note():
+def test_absent_class_is_null_with_a_note():
     logits = np.eye(3)[[0, 1, 1, 0]]
     result = evaluate(logits, np.array([0, 1, 1, 0]), ("a", "b", "c"), bootstrap=20)
     assert result["per_class"][2]["auroc"] is None
@@ -85,7 +85,7 @@ def test_the_interval_draws_patients_not_images():
     assert np.diff(naive["auroc_interval"])[0] < 0.5 * width
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_truth_in_95_percent():
     rng = np.random.default_rng(2)
     inside = 0
     for k in range(100):
@@ -97,7 +97,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("grouped", [True, False])
-def test_the_fast_interval_equals_drawing_with_scikit_learn(classes, grouped):
+def test_auroc_interval_equals_scikit_learn_draws(classes, grouped):
     """Ties, uneven groups and draws that lack a class included."""
     rng = np.random.default_rng(4)
     labels = np.concatenate([np.arange(classes), rng.integers(classes - 1, size=56)])
@@ -176,7 +176,7 @@ def test_youden_takes_the_best_sum():
     assert point.sensitivity + point.specificity == 1.75
 
 
-def test_saturated_probabilities_leave_the_threshold_at_one():
+def test_saturated_probabilities_set_threshold_to_one():
     """1 - 1e-12 is 1 for a runtime in float32: no threshold separates these negatives."""
     scores = np.array([0.0, 1.0 - 1e-12, 1.0, 1.0])
     point = choose_operating_point(

@@ -58,7 +58,7 @@ def test_weights_keep_their_pixels_unless_asked(folders, first, tmp_path):
     assert new[1].provenance["weights"] == str(first)
 
 
-def test_weights_at_another_size_have_their_positions_resampled(folders, first, tmp_path):
+def test_weights_at_another_size_are_resampled(folders, first, tmp_path):
     run = tmp_path / "run"
     weights = ["--weights", str(first), "--image-size", "64"]
     assert main([str(folders), *TINY, *weights, "--output", str(run)]) == 0

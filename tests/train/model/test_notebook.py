@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class Notebook(nn.Module):
-    """The notebook's model as its description says, built from torchvision."""
+    """The notebook's model as described there, built from torchvision."""
 
     def __init__(self, head):
         super().__init__()
@@ -69,7 +69,7 @@ def random_notebook(head):
 
 
 @pytest.mark.parametrize("head", ["mlp", "simple"])
-def test_converted_notebook_returns_the_notebook_logits(tmp_path, head):
+def test_converted_notebook_has_equal_logits(tmp_path, head):
     notebook = random_notebook(head)
     path = tmp_path / "birads_classification_combined_model_vit_resnet50_adamW.pth"
     torch.save(notebook.state_dict(), path)

@@ -1,4 +1,4 @@
-"""timm's weights from files, and the advice where neither hub nor files are there."""
+"""timm's weights from files, and the error without hub and files."""
 
 import pytest
 import timm
@@ -63,6 +63,6 @@ def test_one_file_is_a_usage_error(hybrid, tmp_path):
         load(hybrid, tmp_path / "vit.pth")
 
 
-def test_without_a_network_the_error_says_how_to_pass_files(hybrid):
+def test_download_without_network_proposes_files(hybrid):
     with pytest.raises(CheckpointError, match="--pretrained VIT_FILE CNN_FILE"):
         load(hybrid)

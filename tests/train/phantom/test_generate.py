@@ -43,10 +43,10 @@ def pixels(rows):
     return [np.asarray(row["image"]) for row in rows]
 
 
-def test_equal_seeds_make_equal_images_however_the_work_is_divided():
-    whole = list(generate(3, seed=7, **SMALL))
+def test_equal_seeds_make_equal_images():
+    complete = list(generate(3, seed=7, **SMALL))
     pieces = [*generate(1, seed=7, **SMALL), *generate(2, seed=7, start=1, **SMALL)]
-    for a, b in zip(whole, pieces, strict=True):
+    for a, b in zip(complete, pieces, strict=True):
         assert np.array_equal(np.asarray(a.pop("image")), np.asarray(b.pop("image")))
         assert a == b
     other = pixels(generate(3, seed=8, **SMALL))
@@ -54,7 +54,7 @@ def test_equal_seeds_make_equal_images_however_the_work_is_divided():
                                                           strict=True))  # fmt: skip
 
 
-def test_the_lesion_is_the_only_difference_difficulty_makes():
+def test_difficulty_changes_only_the_lesion():
     easy = list(generate(8, seed=3, prevalence=0.5, with_masks=True, **SMALL))
     hard = list(generate(8, seed=3, prevalence=0.5, with_masks=True, difficulty=1e6, **SMALL))
     changed = 0

@@ -37,14 +37,14 @@ def test_rounding_down():
     assert rounded_down(0.0) == rounded_down(1e-320) == 0.0
 
 
-def test_a_table_of_few_images_is_whole():
+def test_table_of_few_images_is_complete():
     values = np.random.default_rng(0).random(40)
     kept = table(values, 40)
     assert kept.ranks is None
     assert np.allclose(kept.probabilities, np.sort(values)[::-1], rtol=1e-5, atol=0)
 
 
-def test_a_compact_table_never_asks_for_more_than_the_whole_one():
+def test_compact_table_is_never_stricter():
     values = np.random.default_rng(0).random(30_000)
     whole, compact = table(values, 30_000), table(values, 300)
     assert len(compact.probabilities) <= 300
@@ -83,7 +83,7 @@ def test_the_spec_stays_small(classes):
 @pytest.mark.parametrize("by", ["class", "image"])
 @pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95])
 def test_coverage_is_kept(by, coverage):
-    """Over many draws of calibration data, the mean coverage is the wanted one or a bit more."""
+    """The mean over many draws of calibration data is the nominal coverage or slightly more."""
     rng = np.random.default_rng(1)
     covered = []
     for _ in range(200):

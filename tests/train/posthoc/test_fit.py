@@ -105,7 +105,7 @@ def test_what_a_threshold_achieves_by_hand():
     assert none["sensitivity_interval"] is None
 
 
-def test_the_fast_interval_of_a_share_is_that_of_drawing_images():
+def test_share_interval_equals_bootstrap_interval():
     rng = np.random.default_rng(0)
     right, counted = rng.random(60) < 0.7, rng.random(60) < 0.5
     for groups in (None, rng.integers(0, 9, 60)):

@@ -55,7 +55,7 @@ def test_false_alarms_are_as_rare_as_promised(world):
     assert mean[1] <= mean[0], mean
 
 
-def test_with_few_validation_images_the_largest_distance_decides(world):
+def test_few_validation_images_use_largest_distance(world):
     validation = world(20, 2)
     fitted = fit_ood(world(1500, 1), validation, BRANCHES)
     assert fitted.threshold == fitted.reference[-1]

@@ -18,7 +18,7 @@ VOID = {"meta", "img", "br", "use", "path"}
 
 
 class Outline(html.parser.HTMLParser):
-    """Collects what a page shows and would load; fails where tags do not close in order."""
+    """A parser of what a page shows and loads; it fails if tags do not close in order."""
 
     def __init__(self, page):
         super().__init__()
