@@ -37,7 +37,7 @@ exit codes: 0 done, 1 an image or the machine failed, 2 wrong usage or a bad mod
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     args = _parser().parse_intermixed_args(argv)  # options may stand among the IMAGEs
     try:
         return _run(args)
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hybrid-predict: interrupted", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has ended
         sys.stderr.close()
         return 0
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="model.onnx, model.plan or a bundle's folder")
     add("images", metavar="IMAGE", nargs="*", help="image files, DICOM files, folders, globs")
     add("--format", choices=("table", "json", "jsonl", "csv"), default="table")
-    add("--output", metavar="FILE", type=Path, help="write there, whole or not at all")
+    add("--output", metavar="FILE", type=Path, help="write there, completely or not at all")
     add("--explain", metavar="DIR", type=Path, help="write heatmap overlays as PNG there")
     add(
         "--coverage",

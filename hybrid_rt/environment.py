@@ -50,7 +50,7 @@ _NO_GPU = "no NVIDIA GPU responds, see above"
 
 @dataclass(frozen=True)
 class Ability:
-    """One thing the project can do: whether it can here, and the command that would make it so."""
+    """Something the project can do, whether it works here, and the command that makes it work."""
 
     name: str
     ready: bool
@@ -59,7 +59,7 @@ class Ability:
 
 
 def report() -> dict[str, Any]:
-    """What is here, as JSON values. The CPU is probed if that was not done before."""
+    """Return the environment as JSON values. The CPU is probed if that was not done before."""
     model, flags = processor()
     profile = cpu_profile()
     if os.environ.get("HYBRID_RT_CPU_PROFILE", "") == "" and _found("torch"):
@@ -81,7 +81,7 @@ def report() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Installed versions of the packages that matter, by name."""
+    """Return the installed versions of the packages that matter, by name."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -92,7 +92,7 @@ def packages() -> dict[str, str]:
 
 
 def abilities(profile: CpuProfile) -> list[Ability]:
-    """What works here, in the order in which people ask."""
+    """Return what works here: inference first, then DICOM, training and export."""
     return [
         *(_on_cpu(name, profile) for name in ("openvino", "onnxruntime")),
         _checked("ONNX Runtime on a GPU", _cuda_problem, "pip install 'hybrid-rt[gpu]'"),
@@ -104,7 +104,7 @@ def abilities(profile: CpuProfile) -> list[Ability]:
 
 
 def text(data: dict[str, Any]) -> str:
-    """The report for people."""
+    """Return the report as text for people."""
     cpu, gpu = data["cpu"], data["gpu"]
     lines = [
         f"hybrid-rt {data['packages'].get('hybrid-rt', 'not installed')}, Python {data['python']}, "
@@ -132,7 +132,7 @@ def text(data: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report; returns 0, or 2 for wrong usage."""
+    """Print the report; return 0, or 2 for wrong usage."""
     parser = argparse.ArgumentParser(
         prog="python -m hybrid_rt",
         description="Report versions, CPU, GPU, and what each backend can do on this machine.",

@@ -1,7 +1,7 @@
 """The exceptions of hybrid_rt, hybrid_train and hybrid_export: one tree, rooted in HybridError.
 
-Every message says what was passed, what was expected and what to do about it. Each class also
-inherits the matching builtin, so ``except ValueError`` keeps working.
+Every message has what happened, what was expected and what to do. Each class also inherits the
+matching builtin, so ``except ValueError`` works.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class HybridError(Exception):
 
 
 class UsageError(HybridError, ValueError):
-    """An argument or option that cannot be honoured."""
+    """An argument or option that is invalid."""
 
 
 class SpecError(HybridError, ValueError):
@@ -28,7 +28,7 @@ class MissingDecoderError(ImageError, ImportError):
 
 
 class ModelFileError(HybridError, ValueError):
-    """A model file or bundle that is missing, damaged or not what it claims to be."""
+    """A model file or bundle that is missing, damaged or does not fit its spec."""
 
 
 class DigestError(ModelFileError):
@@ -44,7 +44,7 @@ class BackendMissingError(BackendError, ImportError):
 
 
 class DeviceError(BackendError):
-    """A device that was asked for and is not there, or cannot run this file."""
+    """A requested device that is missing or cannot run this file."""
 
 
 class DataError(HybridError, ValueError):
@@ -60,7 +60,7 @@ class TrainingError(HybridError, RuntimeError):
 
 
 class ExportError(HybridError, RuntimeError):
-    """An export that could not produce the file that was asked for."""
+    """An export that could not make a requested file."""
 
 
 class ParityError(ExportError):

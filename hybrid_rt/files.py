@@ -1,4 +1,4 @@
-"""Files that are whole: digests to check them by, and writing that nobody sees half done."""
+"""SHA-256 digests of files, and atomic writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file as hexadecimal text, read in blocks of 1 MiB."""
+    """Return the SHA-256 of a file as hexadecimal text; it is read in blocks of 1 MiB."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(1 << 20))
     with Path(path).open("rb", buffering=0) as file:
@@ -21,16 +21,16 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of bytes as hexadecimal text."""
+    """Return the SHA-256 of bytes as hexadecimal text."""
     return hashlib.sha256(data).hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside ``path`` to write to; becomes ``path`` when the block ends without an error.
+    """Yield a temporary path to write to; it becomes ``path`` if the block raises no error.
 
-    The file is flushed to disk before it is renamed, and removed when the block raises: whoever
-    reads ``path`` sees the old file or the whole new one. The suffix is kept.
+    The file is flushed to disk before it is renamed, and removed if the block raises. A
+    reader of ``path`` sees the old file or the complete new one. The suffix is kept.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Which file of a bundle to open on this machine, and what is known about it.
+"""The file of a bundle to open on this machine, how to run it, and why.
 
 A folder opens its fastest validated file for this machine:
 
 - with a GPU: a TensorRT plan that fits it, then fp16, bf16 and fp32 ONNX (onnxruntime-gpu);
 - on a CPU: by the measured speed of each backend and precision that a parity report covers.
 
-An ONNX file named by the caller is run on a CPU in the fastest way that its parity report covers. A
-file counts as validated when its parity report passed; a plan without one of its own takes
-that of the ONNX it was built from. Nothing is deserialized before its SHA-256 was compared.
+An ONNX file that the caller names runs on a CPU in the fastest way that its parity report covers. A
+file is validated if its parity report passed; a plan without its own takes that of the ONNX it was
+built from. Nothing is deserialized before its SHA-256 is compared.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _PLANS = (".plan", ".engine")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A file to open. ``reason`` says why this one; ``entry`` is its line in the bundle, if any.
+    """A file to open, the reason for it, and its entry in the bundle if it has one.
 
-    ``backend`` and ``precision`` are how it is run; None leaves that to ``open_session``.
+    ``backend`` and ``precision`` are how it runs; None leaves that to ``open_session``.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class ModelFile:
 
     @property
     def report(self) -> Mapping[str, Any] | None:
-        """The passed check of the backend and precision that run on the CPU, if there is one."""
+        """The passed parity report of the backend and precision that run on the CPU, or None."""
         if self.entry is None or self.backend is None:
             return None
         key = combination(self.backend, self.entry.precision, self.precision)
@@ -70,10 +70,12 @@ def find_model(
     backend: str | None = None,
     precision: str | None = None,
 ) -> ModelFile:
-    """The model file behind a path to a file or to a bundle's folder, its digest checked.
+    """Return the model file behind the path of a file or bundle; its digest is checked.
 
-    Raises ModelFileError, DigestError or SpecError for files that are not right, DeviceError for
-    a plan on a machine without a GPU.
+    Raises:
+        ModelFileError, DigestError, SpecError: If a file is missing, damaged or does not fit.
+        BackendMissingError: If the GPU cannot be used and no file runs on the CPU.
+        DeviceError: If the file is a plan and the machine has no GPU.
     """
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
@@ -115,7 +117,7 @@ def find_model(
 
 @dataclass(frozen=True)
 class Choice:
-    """A file of a bundle, why it was taken, and how to run it; None leaves that open."""
+    """A file of a bundle, the reason for it, and how to run it; None leaves that open."""
 
     name: str
     reason: str
@@ -156,10 +158,11 @@ def _named(
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What decides which file is fastest. ``tensorrt`` maps a library to its version.
+    """The properties of a machine that decide which file is fastest on it.
 
-    ``cpu`` is what this process can run on the CPU. ``runs_onnx`` is asked when an ONNX file comes
-    up for a GPU: onnxruntime loads its CUDA libraries to find out.
+    ``tensorrt`` maps a library to its version; ``cpu`` is what this process can run on the CPU.
+    ``runs_onnx`` is called only for an ONNX file on a GPU, since onnxruntime loads its CUDA
+    libraries in it.
     """
 
     gpu: CudaDevice | None = None
@@ -170,7 +173,7 @@ class Machine:
 
     @classmethod
     def here(cls, device: str) -> tuple[Machine, ...]:
-        """This machine as ``device`` ("auto", "cpu", "cuda:N") allows it to be used, best first."""
+        """Return the GPU and CPU that ``device`` ("auto", "cpu", "cuda:N") allows, best first."""
         kind, index = parse_device(device)
         machines = []
         if kind != "cpu" and cuda_device_count() > 0:
@@ -189,12 +192,12 @@ class Machine:
 
     @classmethod
     def of_cpu(cls) -> Machine:
-        """The CPU alone. Its profile is probed if that was not done before."""
+        """Return the CPU alone. Its profile is probed if that was not done before."""
         backends = frozenset(n for n in ("openvino", "onnxruntime") if is_installed(n))
         return cls(backends=backends, cpu=process_profile())
 
     def allowed(self, backend: str | None) -> frozenset[str]:
-        """The backends that may be used if the caller asks for ``backend``."""
+        """Return the backends that may be used if the caller asks for ``backend``."""
         return self.backends if backend is None else self.backends & {backend.partition("-")[0]}
 
 
@@ -204,7 +207,7 @@ def fastest(
     backend: str | None = None,
     precision: str | None = None,
 ) -> Choice:
-    """The bundle's fastest validated file for the first machine that has one.
+    """Return the bundle's fastest validated file for the first machine that has one.
 
     Raises ModelFileError if no validated file runs on any of them.
     """

@@ -1,4 +1,4 @@
-"""Judge this machine by the bundle's golden images: are the pixels right, are the outputs right?"""
+"""The self-test: compare the pixels and outputs of golden images with the exporter's."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _DEFAULT_SHARE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2e-1}
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """What the golden images showed; ``text`` says it in a few lines for people.
+    """The result of a self-test.
 
     ``preprocessing_faults`` maps an image's name to what differs in its pixels,
     ``engine_faults`` to what differs in its outputs. ``logits_max_abs`` is the largest difference
-    from PyTorch among the images whose pixels are right, NaN where there is none.
+    from PyTorch among the images whose pixels are right, NaN if there is none.
     """
 
     images: int
@@ -93,9 +93,10 @@ def run_selftest(
     *,
     report: Mapping[str, Any] | None = None,
 ) -> SelfTest:
-    """Each golden image decoded and run, alone, against what the exporter wrote down.
+    """Decode and run each golden image alone, and compare with the exporter's pixels and outputs.
 
-    ``report`` is the check of the backend and precision that run, by default the file's first one.
+    ``report`` is the parity report of the backend and precision that run, by default the file's
+    first one.
     """
     tolerance = _tolerance(golden, entry, report or (entry.parity_report if entry else None))
     pixel_faults: dict[str, str] = {}
@@ -144,7 +145,7 @@ def _compare(
 def _tolerance(
     golden: GoldenImages, entry: BundleFile | None, report: Mapping[str, Any] | None
 ) -> float:
-    """The check's own limit, or the precision's share of the largest logit."""
+    """The parity report's own tolerance, or the precision's share of the largest logit."""
     tolerances: Any = (report or {}).get("tolerances")
     stated = tolerances.get("logits_max_abs") if isinstance(tolerances, dict) else None
     if isinstance(stated, (int, float)) and stated > 0:

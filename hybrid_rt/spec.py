@@ -1,9 +1,8 @@
 """ModelSpec: what a model is, in one plain, frozen, validated description.
 
-The trainer writes it, the exporter completes it, the runtime obeys it. It travels as JSON in the
+The trainer writes it, the exporter completes it, the runtime follows it. It travels as JSON in the
 checkpoint's metadata, in the ONNX ``metadata_props`` and in the bundle's ``model.json``. It holds
-everything that turns an image into the network's input and the network's output into a prediction,
-so that nothing is left for a deployment to guess.
+all that turns an image into the network's input and the network's output into a prediction.
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ class Preprocess:
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     #: "breast" keeps the bounding box of the breast and drops scan borders and view labels.
     crop: Literal["none", "breast"] = "none"
-    #: Integer images of more than 8 bits that are not DICOM: "full" maps the type's whole range
+    #: Integer images of more than 8 bits that are not DICOM: "full" maps the type's complete range
     #: (0..65535) to 0..255, "minmax" maps the image's own range.
     high_bit_depth: Literal["full", "minmax"] = "full"
     #: DICOM: "stored" applies the file's VOI LUT or window and falls back to the image's own
-    #: range where there is none; "minmax" always takes the image's own range.
+    #: range if there is none; "minmax" always takes the image's own range.
     dicom_window: Literal["stored", "minmax"] = "stored"
 
     def __post_init__(self) -> None:
@@ -112,7 +111,7 @@ class Output:
 class OperatingPoint:
     """A decision threshold on one class's probability, chosen on validation data.
 
-    A probability at or above ``threshold`` is a positive decision. ``criterion`` says what it was
+    A probability at or above ``threshold`` is a positive decision. ``criterion`` is what it was
     chosen for, such as "sensitivity>=0.9"; the intervals are 95% bootstrap intervals.
     """
 
@@ -133,8 +132,8 @@ class OperatingPoint:
 class ModelSpec:
     """The contract of one model.
 
-    Raises SpecError where a field is missing, unknown, of the wrong type or impossible; the
-    message names the field.
+    Raises SpecError if a field is missing, unknown, of the wrong type or impossible; the message
+    names the field.
     """
 
     classes: tuple[str, ...]
@@ -178,20 +177,20 @@ class ModelSpec:
         return self.vit.features + self.cnn.features
 
     def replace(self, **changes: Any) -> ModelSpec:
-        """A copy with some fields changed."""
+        """Return a copy with some fields changed."""
         return _replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers, ready for JSON."""
+        """Return plain dictionaries, lists, strings and numbers, ready for JSON."""
         return typing.cast("dict[str, Any]", to_plain(self))
 
     def to_json(self) -> str:
-        """Compact JSON text with sorted keys: equal specs have equal text."""
+        """Return compact JSON text with sorted keys: equal specs have equal text."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
-        """Inverse of to_dict."""
+        """Return the spec of to_dict's values. Raises SpecError."""
         if isinstance(data, Mapping) and "schema_version" not in data:
             raise SpecError("spec has no schema_version; expected the JSON of a ModelSpec")
         if isinstance(data, Mapping) and data["schema_version"] != SCHEMA_VERSION:
@@ -203,7 +202,7 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ModelSpec:
-        """Inverse of to_json."""
+        """Return the spec of to_json's text. Raises SpecError."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as err:

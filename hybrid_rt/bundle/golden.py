@@ -1,4 +1,4 @@
-"""Golden images: a few encoded images with PyTorch's outputs, to judge another machine by."""
+"""Golden images: a few encoded images with PyTorch's outputs, to test another machine with."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class GoldenImages:
                 )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the npz file, whole or not at all; returns its path."""
+        """Write the npz file, completely or not at all; return its path."""
         path = Path(path)
         arrays: dict[str, NDArray[Any]] = {
             f"encoded_{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(self.encoded)
@@ -59,7 +59,7 @@ class GoldenImages:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GoldenImages:
-        """Inverse of save. ModelFileError where the file is not such an npz."""
+        """Return what save wrote. Raises ModelFileError if the file is not such an npz."""
         try:
             with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as data:
                 names = tuple(str(name) for name in data["names"])
@@ -81,5 +81,5 @@ _GOLDEN_FIELDS = ("names", "encoded", "pixels_sha256", "logits", "probabilities"
 
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:
-    """SHA-256 of one image's pixels in C order, as hexadecimal text."""
+    """Return the SHA-256 of one image's pixels in C order, as hexadecimal text."""
     return hashlib.sha256(np.ascontiguousarray(pixels, np.uint8).data).hexdigest()

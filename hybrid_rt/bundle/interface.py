@@ -15,10 +15,14 @@ def check_interface(
     inputs: Mapping[str, tuple[str, Sequence[int | None]]],
     outputs: Iterable[str] | Mapping[str, Sequence[int | None]],
 ) -> tuple[str, ...]:
-    """The names of a graph's outputs, after its interface was compared with the contract.
+    """Compare a graph's inputs and outputs with the spec; return the names of its outputs.
 
-    ``inputs`` maps a name to its type ("uint8") and its shape, where None is a dynamic size;
-    ``outputs`` are names, or names with shapes. Raises ModelFileError.
+    Args:
+        inputs: The type ("uint8") and shape of each name; None is a dynamic size.
+        outputs: Names, or names with shapes.
+
+    Raises:
+        ModelFileError: If they do not fit.
     """
     size = spec.preprocess
     expected_shape = (None, size.height, size.width, 3)
@@ -30,7 +34,7 @@ def check_interface(
     if len(inputs) != 1 or kind != "uint8" or not fits:
         found = ", ".join(f"{n} {t} {_shape(s)}" for n, (t, s) in inputs.items()) or "none"
         raise ModelFileError(
-            f"{path} has the inputs {found[:200]}; its specification says images uint8 "
+            f"{path} has the inputs {found[:200]}; its specification has images uint8 "
             f"{_shape(expected_shape)}: make the file with hybrid-export"
         )
     names = tuple(outputs)
@@ -47,7 +51,7 @@ def check_interface(
         width = widths.get(name)
         if width is not None and (len(shape) != 2 or shape[1] not in (None, width)):
             raise ModelFileError(
-                f"{path} returns {name} {_shape(shape)}; its specification says "
+                f"{path} returns {name} {_shape(shape)}; its specification has "
                 f"{_shape((None, width))}: export the model again"
             )
     return names

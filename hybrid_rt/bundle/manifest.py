@@ -1,8 +1,8 @@
-"""Bundle: the files of one exported model, what each is, and how to know they are whole.
+"""Bundle: the files of one exported model, what each is, and their digests.
 
-``model.json`` lists every file with its SHA-256, its precision, what it was built for and how
-close it came to PyTorch; ``model.golden.npz`` holds a few images with PyTorch's outputs, so that
-``HybridEngine.selftest`` can judge another machine.
+``model.json`` lists every file with its SHA-256, its precision, what it was built for and its
+parity report. ``model.golden.npz`` holds a few images with PyTorch's outputs for
+``HybridEngine.selftest``.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ BUNDLE_VERSION = 2
 BUNDLE_NAME = "model.json"
 GOLDEN_NAME = "model.golden.npz"
 
-#: model.json is read whole; a bundle's is some tens of kilobytes.
+#: model.json is read at once; a bundle's is some tens of kilobytes.
 _MAX_JSON_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltFor:
-    """What a TensorRT plan was built with and for. ``compute_capability`` is such as "8.9"."""
+    """The library and GPU of a TensorRT plan. ``compute_capability`` is such as "8.9"."""
 
     library: Literal["tensorrt", "tensorrt_rtx"]
     version: str
@@ -53,7 +53,7 @@ class BuiltFor:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFile:
-    """One model file: its digest and what is known about it.
+    """One model file: its digest, format, precision and parity report.
 
     ``source`` is the bundle's file it was built from; ``dtype_report`` the types it computes in;
     ``parity_report`` how far its outputs are from PyTorch fp32, and whether within the tolerances.
@@ -96,7 +96,7 @@ class Golden:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """What ``model.json`` says. ``folder`` is where it was read from; it is not written."""
+    """The contents of ``model.json``. ``folder`` is where it was read from; it is not written."""
 
     spec: ModelSpec
     files: Mapping[str, BundleFile] = field(default_factory=dict)
@@ -134,7 +134,7 @@ class Bundle:
 
     @classmethod
     def from_dict(cls, data: Any, *, folder: Path | None = None) -> Bundle:
-        """Inverse of to_dict."""
+        """Return the bundle of to_dict's values. Raises ModelFileError or SpecError."""
         known = ("bundle_version", "spec", "files", "golden")
         if not isinstance(data, Mapping):
             raise ModelFileError(f"bundle is {type(data).__name__}; expected an object")
@@ -164,7 +164,7 @@ class Bundle:
         return cls(spec=spec, files=files, golden=golden, folder=folder)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "bundle_version": BUNDLE_VERSION,
             "spec": self.spec.to_dict(),
@@ -173,7 +173,7 @@ class Bundle:
         }
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``model.json`` into ``folder``, whole or not at all; returns its path."""
+        """Write ``model.json`` into ``folder``, completely or not at all; return its path."""
         path = Path(folder) / BUNDLE_NAME
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         with atomic_path(path) as temporary:
@@ -181,19 +181,19 @@ class Bundle:
         return path
 
     def with_file(self, name: str, entry: BundleFile) -> Bundle:
-        """A copy that lists one more file, or another entry for it."""
+        """Return a copy that lists one more file, or another entry for it."""
         return replace(self, files={**self.files, name: entry})
 
     def path(self, name: str) -> Path:
-        """Where a file of this bundle lies."""
+        """Return the path of a file of this bundle."""
         if self.folder is None:
             raise ModelFileError("this bundle was not read from a folder; save and load it first")
         return self.folder / name
 
     def check(self, name: str) -> Path:
-        """The path of a listed file after its size and SHA-256 were compared.
+        """Compare a listed file's size and SHA-256; return its path.
 
-        Raises DigestError where they differ, ModelFileError where the file is not listed or gone.
+        Raises DigestError if they differ, ModelFileError if the file is not listed or missing.
         """
         if self.golden is not None and name == self.golden.file:
             expected, size = self.golden.sha256, None
@@ -218,12 +218,12 @@ class Bundle:
             want = f"{size} bytes" if digest is None else f"{expected[:12]}…"
             raise DigestError(
                 f"{path} has {got}; {BUNDLE_NAME} expects {want}: the file is damaged or from "
-                "another export; copy the whole bundle again or export it again"
+                "another export; copy the complete bundle again or export it again"
             )
         return path
 
     def load_golden(self) -> GoldenImages:
-        """The golden images, digest checked. ModelFileError where the bundle has none."""
+        """Return the golden images, digest checked. Raises ModelFileError if there are none."""
         if self.golden is None:
             raise ModelFileError(
                 "the bundle has no golden images; export again with --verify DATA or from a run "
@@ -241,7 +241,7 @@ def describe_file(
     dtype_report: Mapping[str, Any] | None = None,
     parity_report: Mapping[str, Any] | None = None,
 ) -> BundleFile:
-    """The bundle entry of a file on disk: reads it once for its digest."""
+    """Return the bundle entry of a file on disk, which is read once for its digest."""
     path = Path(path)
     return BundleFile(
         sha256=sha256_file(path),

@@ -1,7 +1,7 @@
 """Read the spec out of an ONNX file without the onnx package and without reading the weights.
 
 An ONNX file is one protobuf message, ModelProto (onnx/onnx.proto). Only its top-level fields are
-walked here; the graph is skipped by its length, so a file of any size costs a few small reads.
+walked here. The graph is skipped by its length, so a file of any size takes a few small reads.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _MAX_FIELDS = 10_000
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The ``metadata_props`` of an ONNX file.
+    """Return the ``metadata_props`` of an ONNX file.
 
-    Raises ModelFileError where the file is missing, cut short or not ONNX.
+    Raises ModelFileError if the file is missing, cut short or not ONNX.
     """
     path = Path(path)
     try:
@@ -38,14 +38,14 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         ) from err
     except _NotProtobufError as err:
         raise ModelFileError(
-            f"{path} is not a whole ONNX file ({err}); copy it again or export it again"
+            f"{path} is not a complete ONNX file ({err}); copy it again or export it again"
         ) from err
 
 
 def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """The ModelSpec that hybrid-export wrote into an ONNX file.
+    """Return the ModelSpec that hybrid-export wrote into an ONNX file.
 
-    Raises ModelFileError where there is none, SpecError where it is not valid.
+    Raises ModelFileError if there is none, SpecError if it is not valid.
     """
     metadata = read_metadata(path)
     if METADATA_KEY not in metadata:

@@ -1,4 +1,4 @@
-"""What the parity reports of a bundle's file cover: backend, device and precision of each check.
+"""The backends and precisions that the parity reports of a bundle's file cover.
 
 A combination is written as in ``hybrid_rt.cpu``: "openvino", "int8+bf16" is an INT8 file that
 OpenVINO runs with the bf16 hint.
@@ -15,14 +15,14 @@ Combination = tuple[str, str]
 
 
 def combination(backend: str, file_precision: str, precision: str | None) -> Combination:
-    """The combination of a backend told to compute in ``precision`` and a file of another."""
+    """Return the combination of a backend, a file's precision and the precision it computes in."""
     if precision != "bf16" or file_precision == "bf16":
         return backend, file_precision
     return backend, "bf16" if file_precision == "fp32" else f"{file_precision}+bf16"
 
 
 def precision_hint(found: Combination) -> str | None:
-    """What OpenVINO is to be told, "bf16" or "fp32"; None for a backend that takes no hint."""
+    """Return OpenVINO's hint, "bf16" or "fp32"; None for a backend that takes no hint."""
     backend, precision = found
     if backend != "openvino":
         return None
@@ -30,7 +30,7 @@ def precision_hint(found: Combination) -> str | None:
 
 
 def cpu_reports(entry: BundleFile | None) -> dict[Combination, Mapping[str, Any]]:
-    """The checks that passed on a CPU, by combination; empty for a file without any."""
+    """Return the parity reports that passed on a CPU, by combination."""
     if entry is None:
         return {}
     found: dict[Combination, Mapping[str, Any]] = {}

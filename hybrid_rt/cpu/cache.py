@@ -1,8 +1,8 @@
 """The profile of this machine, kept in the user's cache folder, or probed now and kept.
 
 A kept profile belongs to one processor, kernel, number of cores, set of environment variables and
-library version: whatever differs makes another file. One process probes at a time and the others
-wait for its result.
+library version. If one of them differs, another file is made. One process probes at a time and the
+others wait for its result.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def kept_profile(group: str, libraries: Sequence[str]) -> CpuProfile:
         return profile
 
 
-def _probe(libraries: Sequence[str], where: str) -> CpuProfile:
+def _probe(libraries: Sequence[str], place: str) -> CpuProfile:
     started = time.perf_counter()
     try:
         profile = probe(libraries, instruction_set.clean_environment())
@@ -55,7 +55,7 @@ def _probe(libraries: Sequence[str], where: str) -> CpuProfile:
         _log.warning("CPU profile: %s", note)
         return CpuProfile(origin="fallback", note=note)
     seconds = time.perf_counter() - started
-    text = f"CPU profile ({seconds:.1f} s, kept in {where}): {profile.summary()}"
+    text = f"CPU profile ({seconds:.1f} s, kept in {place}): {profile.summary()}"
     if profile.cap is None:
         _log.info(text)
     else:

@@ -1,9 +1,9 @@
 """The cap on the instruction set: put into the environment before a library is imported.
 
 oneDNN reads ONEDNN_MAX_CPU_ISA when the library that contains it is first used, and PyTorch and
-OpenVINO each contain their own. Measured: set before ``import openvino`` it holds, set after
-that it does not, even before the first product. So a library that the caller
-imported before the cap was set stays dangerous; ``in_place`` finds that out.
+OpenVINO each contain their own. Measured: a cap that is set before ``import openvino`` holds; one
+that is set after it does not. So a library that the caller imported before the cap was set can end
+the process; ``in_place`` checks that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def set_cap(value: str) -> None:
 
 
 def in_place(library: str) -> bool:
-    """Whether the library was not imported without a cap, as far as is known."""
+    """Return False if the library was imported without a cap, as far as can be found out."""
     if library not in sys.modules:
         return True  # ``prepare`` comes before its import
     if CAP_VARIABLE not in os.environ or library in _too_early:
@@ -40,7 +40,7 @@ def in_place(library: str) -> bool:
 
 
 def advice(library: str) -> str:
-    """What to do about a library that was imported too early."""
+    """Return what to do about a library that was imported too early."""
     return (
         f"{library} was imported before hybrid_rt could set {CAP_VARIABLE}: start the process with "
         f"{CAP_VARIABLE}={CAP} in its environment, or call hybrid_rt.cpu.prepare({library!r}) "
@@ -49,7 +49,7 @@ def advice(library: str) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without a cap that this project has set."""
+    """Return this process's environment without a cap that this project has set."""
     environment = dict(os.environ)
     if environment.pop(SET_BY_US, None) is not None:
         environment.pop(CAP_VARIABLE, None)
@@ -57,7 +57,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def _in_first_environment() -> bool:
-    """Whether the process was started with the variable; False where the system does not say."""
+    """Whether the process was started with the variable; False if that is unknown."""
     try:
         data = Path("/proc/self/environ").read_bytes()
     except OSError:

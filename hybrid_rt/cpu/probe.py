@@ -1,9 +1,8 @@
-"""Run the combinations of some libraries in child processes, and find out what becomes of each.
+"""Run the combinations of some libraries in child processes, and record the outcome of each.
 
-A library that is told by the CPU to use instructions which the machine does not really have ends
-the process by a signal, without a message (seen with oneDNN in PyTorch and OpenVINO on virtual
-machines that leave AMX's tile palette empty). So each combination is tried in a
-process of its own.
+A CPU may list instructions that the machine does not have. A library that uses them ends the
+process by a signal, without a message (seen with oneDNN in PyTorch and OpenVINO on virtual machines
+that leave AMX's tile palette empty). So combinations are tried in processes of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _START = (
 
 @dataclass(kw_only=True)
 class Child:
-    """What a child printed and how it ended: ``signal`` and ``hung`` where it did not end well."""
+    """What a child printed and how it ended: its exit code, and whether it hung."""
 
     ran: list[str] = field(default_factory=list)
     problems: dict[str, Measurement] = field(default_factory=dict)
@@ -49,7 +48,7 @@ Run = Callable[[Sequence[str], Mapping[str, str]], Child]
 
 
 def run_child(combinations: Sequence[str], environment: Mapping[str, str]) -> Child:
-    """Try the combinations in one child process. Raises OSError where none can be started."""
+    """Try the combinations in one child process. Raises OSError if none can start."""
     command = [sys.executable, "-c", _START, json.dumps(sys.path), *combinations]
     child = Child()
     try:
@@ -79,9 +78,8 @@ def probe(
 ) -> CpuProfile:
     """Try and time all combinations of the libraries, which have to be installed.
 
-    Where one dies, hangs or is wrong, all are tried once more under the cap on the instruction set,
-    which holds for the process. Elsewhere the cap could only take instructions away, so nothing is
-    run under it. ``run`` is for tests. Raises OSError where no child process can be started.
+    If one dies, hangs or is wrong, all are tried once more under the cap on the instruction set,
+    which holds for a process. ``run`` is for tests. Raises OSError if no child process can start.
     """
     wanted = [
         f"{library} {precision}" for library in libraries for precision in COMBINATIONS[library]
@@ -153,7 +151,7 @@ def _signal_name(number: int) -> str:
 
 
 def _read(line: str, child: Child) -> None:
-    """One line of the workload; what a library prints among them is passed over."""
+    """Read one line of the workload; a library's own output is skipped."""
     try:
         values: Any = json.loads(line)
     except ValueError:

@@ -1,10 +1,10 @@
 """A small network of this project's kind as ONNX bytes: one ViT-B block and two bottlenecks.
 
-It is what the probe runs, in FP32 or in INT8 (QuantizeLinear and DequantizeLinear where
-hybrid-export puts them). The shares of linear layers, attention and convolutions are about those of
+The probe runs it in FP32 and in INT8 (QuantizeLinear and DequantizeLinear at the same places as in
+hybrid-export). The shares of linear layers, attention and convolutions are about those of
 ViT-B/16 + ResNet50 at 224 px, so that its speeds rank those of the real model. The runtime has no
- ``onnx`` package, and weights of this size do not belong in a wheel, so the few protobuf
-messages that are needed (onnx/onnx.proto) are written here.
+``onnx`` package, and weights of this size do not belong in a wheel. So the few protobuf messages
+that are needed (onnx/onnx.proto) are written here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TYPES = {np.dtype(np.float32): 1, np.dtype(np.int8): 3, np.dtype(np.int64): 7}
 
 
 def probe_inputs() -> dict[str, NDArray[np.float32]]:
-    """The graph's inputs by name: tokens ``[1, 197, 768]`` and two maps ``[1, C, H, W]``."""
+    """Return the graph's inputs by name: tokens ``[1, 197, 768]`` and two maps ``[1, C, H, W]``."""
     random = np.random.default_rng(0)
     inputs = {"tokens": random.uniform(-2, 2, (1, _TOKENS, _WIDTH))}
     for i, (channels, _, size) in enumerate(_STAGES):
@@ -33,7 +33,7 @@ def probe_inputs() -> dict[str, NDArray[np.float32]]:
 
 
 def probe_graph(*, int8: bool) -> tuple[bytes, NDArray[np.float32]]:
-    """The serialized ONNX model, and the expected output ``product``, by NumPy.
+    """Return the serialized ONNX model, and the expected output ``product``, by NumPy.
 
     The other outputs are ``block`` ``[1, 197, 768]`` and ``stage0``, ``stage1`` ``[1, C, H, W]``.
     """

@@ -20,7 +20,7 @@ COMBINATIONS: dict[str, tuple[str, ...]] = {
     "torch": ("fp32", "bf16"),
 }
 
-#: The only ones that are used where nothing could be probed.
+#: The only ones that are used if nothing could be probed.
 SAFE = "fp32"
 
 Status = Literal["ran", "died", "hung", "wrong", "failed"]
@@ -29,10 +29,10 @@ Origin = Literal["probed", "cached", "file", "off", "fallback"]
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What became of a combination. ``milliseconds`` is the small network's time if it ran.
+    """The outcome of a combination. ``milliseconds`` is the small network's time if it ran.
 
-    ``capped`` says that it was run under the instruction-set cap, because the library died, hung
-    or was wrong without it.
+    ``capped`` is true if it ran under the instruction-set cap, because the library died, hung or
+    was wrong without it.
     """
 
     status: Status
@@ -47,10 +47,10 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class CpuProfile:
-    """What was found on this CPU, by combination, such as ``{"openvino bf16": Measurement(...)}``.
+    """The outcomes on this CPU by combination, such as ``{"openvino bf16": Measurement(...)}``.
 
     ``cap`` is the value of ONEDNN_MAX_CPU_ISA that has to be in the environment before a library
-    is imported, or None. ``origin`` says where the profile is from; ``note`` is for people.
+    is imported, or None. ``origin`` is where the profile is from; ``note`` is for people.
     """
 
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
@@ -59,19 +59,19 @@ class CpuProfile:
     note: str = ""
 
     def runs(self, library: str, precision: str) -> bool:
-        """Whether that combination can be used; without a probe FP32 only, with "off" all."""
+        """Return whether a combination can be used; without a probe FP32 only, with "off" all."""
         if self.origin == "off":
             return True
         one = self.measurements.get(f"{library} {precision}")
         return precision == SAFE if one is None else one.status == "ran"
 
     def milliseconds(self, library: str, precision: str) -> float | None:
-        """The small network's time; None if it was not measured."""
+        """Return the small network's time; None if it was not measured."""
         one = self.measurements.get(f"{library} {precision}")
         return None if one is None else one.milliseconds
 
     def why_not(self, library: str, precision: str) -> str | None:
-        """Why a combination cannot be used here, as one line; None if it can."""
+        """Return why a combination cannot be used here, as one line; None if it can."""
         if self.runs(library, precision):
             return None
         one = self.measurements.get(f"{library} {precision}")
@@ -86,7 +86,7 @@ class CpuProfile:
         return f"{precision} on {library} {what} on this CPU ({one.detail})"
 
     def merged(self, other: CpuProfile) -> CpuProfile:
-        """One profile of two libraries' worth; a cap that either needs holds for both."""
+        """Return one profile of both; a cap that one of them needs holds for both."""
         return CpuProfile(
             measurements={**self.measurements, **other.measurements},
             cap=self.cap or other.cap,
@@ -95,7 +95,7 @@ class CpuProfile:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; ``from_dict`` reads them back, so they can be kept in a file."""
+        """Return JSON values for from_dict."""
         return {
             "cap": self.cap,
             "origin": self.origin,
@@ -113,7 +113,7 @@ class CpuProfile:
 
     @classmethod
     def from_dict(cls, data: Any, *, origin: Origin) -> CpuProfile:
-        """Inverse of to_dict. Raises UsageError that names the field."""
+        """Return the profile of to_dict's values. Raises UsageError that names the field."""
         if not isinstance(data, Mapping) or not isinstance(data.get("measurements"), Mapping):
             raise UsageError("a CPU profile is an object with cap, note and measurements")
         cap, note = data.get("cap"), data.get("note", "")
@@ -131,7 +131,7 @@ class CpuProfile:
 
     @classmethod
     def from_json(cls, text: str, *, origin: Origin) -> CpuProfile:
-        """From the text of a file. Raises UsageError."""
+        """Return the profile in the text of a file. Raises UsageError."""
         try:
             data = json.loads(text)
         except ValueError as err:
@@ -139,7 +139,7 @@ class CpuProfile:
         return cls.from_dict(data, origin=origin)
 
     def summary(self) -> str:
-        """The combinations and their times in one line, fastest first."""
+        """Return the combinations and their times in one line, fastest first."""
         timed = sorted(
             self.measurements.items(), key=lambda item: item[1].milliseconds or float("inf")
         )

@@ -1,7 +1,7 @@
 """The fastest validated way to run a file on this CPU, by the CPU's measured profile.
 
 Which precision is fastest differs between processors and can be the opposite of what their flags
-suggest, so nothing is ranked by name: each combination of backend and precision that a parity
+suggest, so nothing is ranked by name. Each combination of backend and precision that a parity
 report covers is ranked by the time that a small network of the same kind took here
 (``hybrid_rt.cpu``).
 """
@@ -28,7 +28,7 @@ _PREFERENCE: tuple[Combination, ...] = (
 _NOISE = 1.05
 #: Between two backends in one precision the probe's network is a poorer guide, since its weights
 #: stay in a large cache: OpenVINO fp32 30 ms to ONNX Runtime's 19, of the real network 240 ms to
-#: 246 (two cores of an AMD EPYC). Where it matters, in INT8, they are further apart.
+#: 246 (two cores of an AMD EPYC). In INT8, where it matters, they are further apart.
 _NOISE_OF_BACKENDS = 1.6
 
 
@@ -62,9 +62,10 @@ def candidates(
     *,
     precision: str | None = None,
 ) -> list[Candidate]:
-    """The validated combinations that run here, best first.
+    """Return the validated combinations that run here, best first.
 
-    ``backends`` are those that may be used; ``precision`` "fp32" or "bf16" keeps what computes so.
+    ``backends`` are those that may be used; ``precision`` "fp32" or "bf16" keeps those that compute
+    in it.
     """
     found = []
     for name, entry in files.items():
@@ -83,7 +84,7 @@ def candidates(
 
 
 def describe(found: list[Candidate], profile: CpuProfile) -> str:
-    """Why the first one was taken: what was measured."""
+    """Return why the first one was taken, with the measured times."""
     if profile.origin in ("off", "fallback"):
         return f"{found[0]}; {profile.note}"
     others = list(dict.fromkeys(str(c) for c in found[1:]))

@@ -1,8 +1,8 @@
-"""What one child process of the probe runs: it prints a JSON line for each thing that ran.
+"""The work of one child process of the probe. It prints a JSON line for each combination.
 
-A library can end the process by a signal, so a line is printed and flushed before each attempt, and
-the parent reads from the last one what the process died of. Times come at the end: what
-ran is timed in turn, so that a machine whose speed drifts slows all of them alike.
+A library can end the process by a signal. So a line is printed and flushed before each attempt, and
+the last line names the combination that ended the process. Times come at the end: all that ran are
+timed in turn, so that a drift of the machine's speed slows all of them alike.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _say(**values: Any) -> None:
 
 
 def _time_in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """The shortest time of each call, in milliseconds."""
+    """Return the shortest time of each call, in milliseconds."""
     best = dict.fromkeys(calls, float("inf"))
     end = time.perf_counter() + _SECONDS
     for done in range(_MOST_ROUNDS):
@@ -70,7 +70,7 @@ def _time_in_turn(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def _wrong(outputs: Outputs, precision: str) -> str | None:
-    """What is wrong with the outputs, held against NumPy's product and the FP32 outputs."""
+    """Compare outputs with NumPy's product and the FP32 outputs; return what is wrong."""
     names = ("product", "block", "stage0", "stage1")
     least = _LEAST_COSINE[precision]
     for name, got, expected in zip(names, outputs, _reference(outputs, precision), strict=True):
@@ -84,7 +84,7 @@ _fp32_outputs: Outputs = []
 
 
 def _reference(outputs: Outputs, precision: str) -> Outputs:
-    """FP32 outputs: the first that were right; FP32 itself is held against NumPy's product."""
+    """FP32 outputs: the first that were right; FP32 itself is compared with NumPy's product."""
     if not _fp32_outputs:
         if precision != "fp32":
             _fp32_outputs.extend(_OPEN[_any_library()]("fp32")())

@@ -1,7 +1,7 @@
-"""Arrays and tensors to images: NumPy, and torch, CuPy or JAX without importing them.
+"""Convert arrays and tensors to images: NumPy, and torch, CuPy or JAX without importing them.
 
-An array carries no description of itself, so the rules are strict: rows first, channels last,
-uint8 or uint16; floating point only with the range it has.
+An array has no description of its content, so the rules are strict: rows first, channels last,
+uint8 or uint16; floating point only with a given range.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def is_array(source: object) -> bool:
-    """True for NumPy arrays and for anything that offers DLPack or a CUDA array interface."""
+    """Return whether this is a NumPy array or has DLPack or a CUDA array interface."""
     return isinstance(source, np.ndarray) or any(
         hasattr(source, name)
         for name in ("__dlpack__", "__cuda_array_interface__", "__array_interface__")
@@ -39,10 +39,10 @@ def is_input(source: object, preprocess: Preprocess, dimensions: int) -> bool:
 
 
 def to_numpy(source: Any) -> NDArray[Any]:
-    """The array's values in host memory, shared where they already are there.
+    """Return the array's values in host memory, without a copy if they are there already.
 
     Tensors on a GPU are copied by their own library (``.cpu()`` or ``.get()``).
-    Raises ImageError where the library cannot hand its values over.
+    Raises ImageError if the library cannot hand its values over.
     """
     if isinstance(source, np.ndarray):
         return source
@@ -70,7 +70,7 @@ def _on_host(source: Any) -> bool:
 def array_image(
     array: NDArray[Any], preprocess: Preprocess, float_range: tuple[float, float] | None
 ) -> Image.Image:
-    """An ``[H, W]`` or ``[H, W, 1|3|4]`` array as a PIL image of mode L, RGB or RGBA, 8 bits.
+    """Return an ``[H, W]`` or ``[H, W, 1|3|4]`` array as an 8-bit PIL image: L, RGB or RGBA.
 
     Raises ImageError for other shapes and types; the message says how to convert.
     """
@@ -125,7 +125,7 @@ def _to_8_bits(
         if own_range:
             return bit_depth.own_range(array)
         raise ImageError(
-            "floating point values do not say which of them is white; expected uint8 or uint16: "
+            "floating point values have no known white; expected uint8 or uint16: "
             "pass float_range=(0, 1) if they run from 0 to 1, or convert with "
             "(x * 255).round().astype('uint8')"
         )

@@ -1,7 +1,7 @@
-"""Any number range to 8 bits, by rules that never clip and never guess.
+"""Convert any number range to 8 bits, without clipping or guessing.
 
-Full range keeps the high byte; own range stretches the image's smallest and largest value to 0
-and 255; a given range does the same with bounds the caller names.
+Full range keeps the high byte. Own range stretches the image's smallest and largest value to 0 and
+255. A given range does the same with the caller's bounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ROWS = 64  # rows converted at a time: the temporary arrays stay in the process
 
 
 def full_range(values: NDArray[Any], bits: int, *, signed: bool = False) -> NDArray[np.uint8]:
-    """``floor((v - smallest) * 256 / 2**bits)``: the high byte of ``bits``-bit integers.
+    """Return ``floor((v - smallest) * 256 / 2**bits)``: the high byte of ``bits``-bit integers.
 
     An 8-bit image widened by repeating its byte (``v * 257`` for 16 bits) comes back unchanged.
     """
@@ -31,7 +31,7 @@ def full_range(values: NDArray[Any], bits: int, *, signed: bool = False) -> NDAr
 
 
 def own_range(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image's own smallest and largest value become 0 and 255; one single value becomes 0.
+    """Stretch the image's smallest and largest value to 0 and 255; one single value becomes 0.
 
     Raises ImageError for values that are not finite.
     """
@@ -44,7 +44,7 @@ def own_range(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def given_range(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np.uint8]:
-    """``bounds`` become 0 and 255, rounded to the nearest level.
+    """Stretch ``bounds`` to 0 and 255, rounded to the nearest level.
 
     Raises ImageError for values that are not finite or lie outside by more than half a level.
     """
@@ -64,7 +64,7 @@ def given_range(values: NDArray[Any], bounds: tuple[float, float]) -> NDArray[np
 
 
 def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """``low`` to 0, ``high`` to 255, rounded half up and held inside; 0 where low equals high."""
+    """Map ``low`` to 0 and ``high`` to 255, rounded half up and clipped; 0 if they are equal."""
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     scaled = values.astype(np.float64)  # a copy: the caller's array stays as it is
@@ -76,7 +76,7 @@ def linear(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 
 def apply_table(values: NDArray[np.uint16], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``table[values]`` for a table of 65536 entries, in blocks that stay in the cache."""
+    """Return ``table[values]`` for a table of 65536 entries, in blocks that stay in the cache."""
     out = np.empty(values.shape, np.uint8)
     for rows in _row_blocks(values):
         np.take(table, values[rows], out=out[rows], mode="clip")

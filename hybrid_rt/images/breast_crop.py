@@ -1,15 +1,14 @@
-"""The breast's bounding box on a mammogram, without scan borders and view labels.
+"""Find the breast's bounding box on a mammogram, without scan borders and view labels.
 
 Scanned mammograms have white borders and burned-in letters, which a network can learn in place of
-the breast. The search runs on a copy of at most 128 pixels a side, in NumPy, always the same way:
+the breast. The search runs on a copy of at most 128 pixels a side, in NumPy:
 
 1. lines at the four edges that are brighter than the image just inside them are scan border;
 2. Otsu's threshold (IEEE Trans. SMC 9, 1979), lowered towards the background so that the dim
    skin line stays, and an opening that cuts thin bridges;
 3. the largest connected component that reaches the left or the right side: labels lie free.
 
-An image without such a component, or where it cannot be told from its surroundings, is kept
-complete.
+An image without such a component, or with one that is not clear, is kept complete.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ _Mask = NDArray[np.bool_]
 
 
 def breast_box(image: Image.Image) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the breast in pixels, right and bottom exclusive.
+    """Return (left, top, right, bottom) of the breast in pixels, right and bottom exclusive.
 
-    ``image`` is of mode L or RGB with a dark background. The complete image if no breast
-    is clear; never fails.
+    ``image`` is of mode L or RGB with a dark background. The box is the complete image if no breast
+    is clear.
     """
     whole = (0, 0, image.width, image.height)
     factor = -(-max(image.size) // _LONG_SIDE)

@@ -1,8 +1,8 @@
-"""DICOM files to 8-bit images: modality LUT, VOI LUT or window, inversion, 8 bits.
+"""Convert DICOM files to 8-bit images: modality LUT, VOI LUT or window, inversion, 8 bits.
 
 The order and the formulas are those of DICOM PS3.3: C.11.1 (modality LUT), C.11.2 (VOI LUT and
 window) and C.7.6.3.1.2 (MONOCHROME1). pydicom parses the file and decodes the pixel data; it is
-imported only when a DICOM file comes along. Overlays and presentation states are not applied.
+imported when the first DICOM file is read. Overlays and presentation states are not applied.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _CHUNK = 1 << 20
 
 
 def read_dicom(stream: BinaryIO, preprocess: Preprocess, *, frame: int = 0) -> Image.Image:
-    """One frame of a DICOM file (with its preamble) as mode L or RGB.
+    """Return one frame of a DICOM file (with its preamble) as mode L or RGB.
 
-    Only that frame is decoded. Raises ImageError for a damaged, cut off or unsupported file and
-    MissingDecoderError, an ImageError too, where a package has to be installed.
+    Only that frame is decoded. Raises ImageError for a damaged, cut off or unsupported file, and
+    MissingDecoderError, an ImageError too, if a package has to be installed.
     """
     dcmread = _pydicom().dcmread
     try:
@@ -58,7 +58,7 @@ def read_dicom(stream: BinaryIO, preprocess: Preprocess, *, frame: int = 0) -> I
 
 
 def read_dataset(dataset: Any, preprocess: Preprocess, *, frame: int = 0) -> Image.Image:
-    """One frame of a pydicom Dataset that holds pixel data; see read_dicom."""
+    """Return one frame of a pydicom Dataset that holds pixel data; see read_dicom."""
     try:
         _check_header(dataset, frame)
         return _render(dataset, dataset, preprocess, frame)
@@ -82,12 +82,12 @@ def _pydicom() -> Any:
 def _damaged(err: Exception) -> ImageError:
     return ImageError(
         f"its DICOM content is damaged or incomplete ({str(err) or type(err).__name__}); expected "
-        "a whole DICOM image: fetch or export it again"
+        "a complete DICOM image: fetch or export it again"
     )
 
 
 def _inflated(stream: BinaryIO) -> BinaryIO:
-    """The stream itself, or for the deflated transfer syntax the plain file it stands for.
+    """The stream itself, or the inflated file of the deflated transfer syntax.
 
     pydicom would inflate without a limit, and could not read one frame of the result.
     """
@@ -101,14 +101,14 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
     if inflater.unconsumed_tail:
         raise ImageError(f"it inflates to more than {_MAX_INFLATED:,} bytes; expected less")
     if not inflater.eof:
-        raise ImageError("it is cut off; expected a whole DICOM file: fetch it again")
+        raise ImageError("it is cut off; expected a complete DICOM file: fetch it again")
     return io.BytesIO(bytes(128) + b"DICM" + meta.replace(_DEFLATED, _EXPLICIT) + data)
 
 
 def _file_meta(stream: BinaryIO) -> bytes:
     """All elements of group 2, which are in Explicit VR Little Endian (PS3.10, 7.1).
 
-    Walked as pydicom walks them, whatever the group length says; leaves the stream behind them.
+    They are walked as in pydicom, whatever the group length is. The stream is left behind them.
     """
     found = b""
     while True:

@@ -25,10 +25,10 @@ _Values = NDArray[np.float64]
 def grey_levels(
     pixels: NDArray[Any], header: Any, frame: int, *, own_range: bool
 ) -> NDArray[np.uint8]:
-    """uint8 ``[rows, columns]``, 0 for the darkest of MONOCHROME2, from the stored values.
+    """Return stored values as uint8 ``[rows, columns]``, 0 for the darkest of MONOCHROME2.
 
-    ``own_range`` ignores the file's VOI LUT and window, and so does a file that has none: then
-    the frame's own smallest and largest value become 0 and 255, padding values left out.
+    With ``own_range``, and for a file without VOI LUT and window, the frame's own smallest and
+    largest value become 0 and 255; padding values are left out.
     Raises ImageError for a LUT or window that DICOM does not allow.
     """
     modality = _modality(header, frame)
@@ -93,7 +93,7 @@ def _modality(header: Any, frame: int) -> Callable[[NDArray[Any]], _Values]:
 
 
 def _voi(header: Any, frame: int, *, signed: bool) -> Callable[[_Values], NDArray[np.uint8]] | None:
-    """The file's first VOI LUT, or else its first window; None where it has neither."""
+    """The file's first VOI LUT, or else its first window; None if it has neither."""
     item = _functional_group(header, frame, "FrameVOILUTSequence")
     if item.get("VOILUTSequence"):
         entries, first, bits = _lut(item.VOILUTSequence[0], header, signed=signed)
@@ -160,9 +160,7 @@ def _look_up(values: NDArray[Any], entries: NDArray[np.uint16], first: int) -> _
 
 
 def _functional_group(header: Any, frame: int, keyword: str) -> Any:
-    """Where the attributes of an enhanced multi-frame object stand: the frame's own item, the
-    one shared by all frames, or the data set itself (PS3.3 C.7.6.16).
-    """
+    """The item with an attribute: the frame's, the shared one, or the data set (C.7.6.16)."""
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     for group in [*per_frame[frame : frame + 1], *shared[:1]]:
@@ -173,7 +171,7 @@ def _functional_group(header: Any, frame: int, keyword: str) -> Any:
 
 
 def _first_number(item: Any, keyword: str, default: Any) -> Any:
-    """A decimal attribute's first value as float; ``default`` where it is absent or empty."""
+    """A decimal attribute's first value as float; ``default`` if it is absent or empty."""
     value = item.get(keyword)
     if value is None or isinstance(value, str):
         return default

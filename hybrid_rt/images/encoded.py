@@ -1,4 +1,4 @@
-"""Image files to 8-bit images, through Pillow: JPEG, PNG, TIFF, WebP and BMP.
+"""Convert image files to 8-bit images with Pillow: JPEG, PNG, TIFF, WebP and BMP.
 
 The decoder is chosen from the file's first bytes, never from its name. The decoder classes are
 called directly: ``Image.open`` would try every format Pillow knows and warn about large images
@@ -61,7 +61,7 @@ def read_encoded(
         raise ImageError("not enough memory to decode it") from err
     except Exception as err:  # Pillow raises a dozen types on damaged files
         raise ImageError(
-            f"it is damaged or cut off ({str(err) or type(err).__name__}); expected a whole "
+            f"it is damaged or cut off ({str(err) or type(err).__name__}); expected a complete "
             f"{KINDS} file: fetch or export it again"
         ) from err
 
@@ -73,7 +73,7 @@ def image_to_8_bits(
     float_range: tuple[float, float] | None = None,
     frame: int = 0,
 ) -> Image.Image:
-    """An opened PIL image as mode L or RGB: decoded, upright, 8 bits, alpha over black."""
+    """Return an opened PIL image as mode L or RGB: upright, 8 bits, alpha over black."""
     given = image
     check_size(*image.size)
     if frame:
@@ -182,7 +182,7 @@ def _seek(image: Image.Image, frame: int) -> None:
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """What turns the image upright; None where EXIF says nothing or cannot be read."""
+    """The transposition that turns the image upright; None without readable EXIF data."""
     try:
         return _TRANSPOSE.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF data does not spoil the pixels
@@ -224,7 +224,7 @@ def _wide_to_8_bits(
             grey = bit_depth.own_range(values)
         else:
             raise ImageError(
-                "floating point values do not say which of them is white; expected an integer "
+                "floating point values have no known white; expected an integer "
                 "image: pass float_range=(0, 1) if they run from 0 to 1"
             )
     else:
@@ -256,7 +256,7 @@ def _integer_type(image: Image.Image) -> tuple[int, bool]:
     if hasattr(image, "tag_v2"):
         return _tag(image, _BITS_PER_SAMPLE, 32), _tag(image, _SAMPLE_FORMAT, 1) == _SIGNED
     raise ImageError(
-        "PIL mode I does not say which value is white; expected L, RGB or I;16: pass "
+        "PIL mode I has no known white; expected L, RGB or I;16: pass "
         "numpy.asarray(image).astype('uint16') if the values are 16-bit"
     )
 

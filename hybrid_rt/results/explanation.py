@@ -1,8 +1,8 @@
 """Explanation: where each branch looked, at the image's own resolution.
 
-The heatmaps come out of the exported graph itself, in the same pass as the prediction: the class
-token's attention weighted by its gradient for the ViT, Grad-CAM for the CNN. Here they are only
-carried back through crop and resize to the original image.
+The exported graph computes the heatmaps in the same pass as the prediction: the class token's
+attention weighted by its gradient for the ViT, Grad-CAM for the CNN. This module maps them back
+through resize and crop to the original image.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Explanation:
     def from_outputs(
         cls, prediction: Prediction, row: Outputs, image: Image.Image, preprocess: Preprocess
     ) -> Explanation:
-        """From one row of the graph's outputs and the image before crop and resize."""
+        """Return the explanation of one row of outputs and the image before crop and resize."""
         return cls(
             prediction=prediction,
             image=image,
@@ -81,10 +81,10 @@ class Explanation:
 
     @property
     def strength(self) -> dict[str, float]:
-        """How far each branch's heat moves the prediction, to first order: "vit" in log-odds, "cnn"
-        in units of the logit.
+        """How far each branch's heat moves the prediction, to first order.
 
-        A branch with little of it had little influence, however its map looks.
+        "vit" is in log-odds, "cnn" in units of the logit. A branch with a small strength had little
+        influence, however its map looks.
         """
         return {
             name.removeprefix("heatmap_"): float(np.maximum(np.nan_to_num(grid), 0).sum())
@@ -92,14 +92,14 @@ class Explanation:
         }
 
     def _heatmap(self, name: str, size: tuple[int, int]) -> NDArray[np.float32]:
-        """For a copy of the image of another ``size`` (width, height)."""
+        """The heatmap for a copy of the image of another ``size`` (width, height)."""
         across, down = size[0] / self.image.width, size[1] / self.image.height
         left, top, right, bottom = self.box
         box = (round(left * across), round(top * down), round(right * across), round(bottom * down))
         return place_heatmap(_unit(self.grids[name]), size, box, self.preprocess)
 
     def overlay(self, *, max_size: int = 640) -> Image.Image:
-        """The image, and the image under each branch's heatmap, side by side with captions.
+        """Return the image, and the image under each branch's heatmap, side by side with captions.
 
         A caption ends with the branch's strength; the weaker branch's heat is fainter. A panel's
         longer side is at most ``max_size`` pixels.
@@ -130,7 +130,7 @@ class Explanation:
         return _blend(plain, heatmap, opacity), f"{_TITLES[branch]} {strengths[branch]:.2f}"
 
     def save(self, path: str | os.PathLike[str], *, max_size: int = 640) -> Path:
-        """Write the overlay as PNG, whole or not at all; returns its path."""
+        """Write the overlay as PNG, completely or not at all; return its path."""
         path = Path(path)
         with atomic_path(path) as temporary:
             self.overlay(max_size=max_size).save(temporary, "PNG")
@@ -161,7 +161,7 @@ def check_heatmaps(output_names: Sequence[str], file: str) -> None:
 def place_heatmap(
     grid: NDArray[np.float32], size: tuple[int, int], box: Box, preprocess: Preprocess
 ) -> NDArray[np.float32]:
-    """A small map ``[rows, columns]`` over the model's input, as float32 ``[height, width]``.
+    """Return a small map ``[rows, columns]`` of the input as float32 ``[height, width]``.
 
     ``size`` is the image's (width, height), ``box`` the region of it that the crop kept.
     What the model did not see is 0.
@@ -209,8 +209,7 @@ def _crop_box(image: Image.Image, preprocess: Preprocess) -> Box:
 
 
 def _seen(width: int, height: int, preprocess: Preprocess) -> tuple[float, float, float, float]:
-    """Shares (left, top, right, bottom) of the input that is image ("fit"), or of the image
-    that is input ("fill"); all of it for "stretch"."""
+    """The share of the input that is image ("fit"), or of the image that is input ("fill")."""
     if preprocess.resize == "stretch":
         return 0.0, 0.0, 1.0, 1.0
     across, down = preprocess.width / width, preprocess.height / height
@@ -223,7 +222,7 @@ def _seen(width: int, height: int, preprocess: Preprocess) -> tuple[float, float
 
 
 def _unit(grid: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Clipped at 0 and divided by its largest value; a map without heat stays 0."""
+    """Clip at 0 and divide by the largest value; a map without heat stays 0."""
     positive = np.maximum(np.nan_to_num(grid), 0).astype(np.float32)
     largest = positive.max()
     return positive / largest if largest > 0 else positive

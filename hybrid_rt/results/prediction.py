@@ -33,12 +33,12 @@ class Prediction:
     float32 ``[classes]``, before temperature and softmax; ``source`` names the image. A notebook
     shows the image beside the prediction.
 
-    ``decision`` is there if the spec or the caller has a threshold, ``prediction_set`` (most
-    probable label first) and its rule ``coverage`` where the caller asked for a coverage,
-    ``ood_score`` and ``is_ood`` if the model has an out-of-distribution detector: a score above 1
-    means an image unlike the training images. If the caller asked to abstain, an
-    out-of-distribution image has no label, probability, decision or prediction set: they are None,
-    and only the raw ``probabilities`` and ``logits`` are left for an audit.
+    ``decision`` is set if the spec or the caller has a threshold. ``prediction_set`` (most probable
+    label first) and its rule ``coverage`` are set if the caller asked for a coverage. ``ood_score``
+    and ``is_ood`` are set if the model has an out-of-distribution detector; a score above 1 means
+    an image unlike the training images. If the caller asked to abstain, the label, probability,
+    decision and prediction set of an out-of-distribution image are None. ``probabilities`` and
+    ``logits`` remain for an audit.
     """
 
     label: str | None
@@ -99,7 +99,7 @@ class Prediction:
 
     @property
     def abstained(self) -> bool:
-        """Whether the model made no prediction, the image being out of distribution."""
+        """Whether the model made no prediction because the image is out of distribution."""
         return self.label is None
 
     @property
@@ -111,12 +111,12 @@ class Prediction:
         return f"{self.label} {self.probability:.1%}{note}"
 
     def top(self, k: int = 3) -> list[tuple[str, float]]:
-        """The ``k`` most probable classes with their probabilities, most probable first."""
+        """Return the ``k`` most probable classes with their probabilities, most probable first."""
         ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
         return ranked[: max(k, 0)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         result: dict[str, Any] = {
             "source": self.source,
             "label": self.label,
@@ -161,13 +161,13 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionError:
-    """What ``stream`` yields in place of a Prediction for an image that could not be read."""
+    """An image that could not be read, in place of its Prediction in a stream."""
 
     source: str
     error: HybridError
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"source": self.source, "error": str(self.error)}
 
 

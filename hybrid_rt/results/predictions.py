@@ -14,7 +14,7 @@ from hybrid_rt.results.writers import csv_lines, jsonl_lines, to_html, to_row, w
 
 
 class Predictions(Sequence[Prediction]):
-    """The predictions for many images, in their order. Behaves like a list; writes tables."""
+    """The predictions for many images, in their order: a sequence that writes tables."""
 
     def __init__(self, items: Sequence[Prediction]) -> None:
         self._items = list(items)
@@ -41,7 +41,7 @@ class Predictions(Sequence[Prediction]):
 
     @property
     def labels(self) -> list[str | None]:
-        """The most probable class of each image; None where the model abstained."""
+        """The most probable class of each image; None if the model abstained."""
         return [p.label for p in self._items]
 
     @property
@@ -55,15 +55,15 @@ class Predictions(Sequence[Prediction]):
         return np.array([p.logits for p in self._items], np.float32)
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """CSV text with a header; also written to ``path``, whole or not at all."""
+        """Return CSV text with a header; also write it to ``path``, completely or not at all."""
         return write_text(csv_lines(self._items), path)
 
     def to_jsonl(self, path: str | os.PathLike[str] | None = None) -> str:
-        """One JSON object a line; also written to ``path``, whole or not at all."""
+        """Return one JSON object a line; also write it to ``path``, completely or not at all."""
         return write_text(jsonl_lines(self._items), path)
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with the columns of to_csv."""
+        """Return a pandas DataFrame with the columns of to_csv."""
         import pandas
 
         return pandas.DataFrame([to_row(p) for p in self._items])

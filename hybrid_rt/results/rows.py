@@ -20,7 +20,7 @@ from hybrid_rt.uncertainty.decision import Rules
 
 @dataclass(frozen=True, kw_only=True)
 class RowReader:
-    """What one call needs to make predictions of rows: spec, rules and range of float arrays."""
+    """The spec, the rules and the float range of one call, to make predictions of rows."""
 
     spec: ModelSpec
     rules: Rules

@@ -25,7 +25,7 @@ _TABLE_CLASSES = 6  # more classes than this show as the three most probable
 
 
 def to_row(item: Prediction | PredictionError) -> dict[str, Any]:
-    """Flat columns: source, label, probability, p_<class> for each class, OPTIONAL, error.
+    """Return flat columns: source, label, probability, p_<class> for each class, OPTIONAL, error.
 
     The labels of a set are joined by " | ". Label and probability of an abstention are None.
     """
@@ -52,9 +52,9 @@ def csv_lines(
     *,
     optional: Sequence[str] | None = None,
 ) -> Iterator[str]:
-    """CSV (RFC 4180) with a header, a line at a time.
+    """Yield CSV (RFC 4180) with a header, a line at a time.
 
-    With a ``spec`` nothing is held back; without one the columns are taken from the items.
+    With a ``spec`` each line is yielded at once; without one the columns are those of all items.
     ``optional`` are those of OPTIONAL that the rows have, by default what the spec implies.
     """
     rows: Iterable[dict[str, Any]] = map(to_row, items)
@@ -80,7 +80,7 @@ def csv_lines(
 def jsonl_lines(
     items: Iterable[Prediction | PredictionError], spec: ModelSpec | None = None
 ) -> Iterator[str]:
-    """One JSON object a line."""
+    """Yield one JSON object a line."""
     for item in items:
         yield json.dumps(item.to_dict(), ensure_ascii=False) + "\n"
 
@@ -88,7 +88,7 @@ def jsonl_lines(
 def json_lines(
     items: Iterable[Prediction | PredictionError], spec: ModelSpec | None = None
 ) -> Iterator[str]:
-    """A JSON list, an item a line."""
+    """Yield a JSON list, an item a line."""
     separator = "[\n  "
     for item in items:
         yield separator + json.dumps(item.to_dict(), ensure_ascii=False)
@@ -99,7 +99,7 @@ def json_lines(
 def text_lines(
     items: Iterable[Prediction | PredictionError], spec: ModelSpec | None = None
 ) -> Iterator[str]:
-    """A table with aligned columns for people; all rows are held to find the widths."""
+    """Yield a table with aligned columns; all rows are held to find the widths."""
     rows = [_text_row(item) for item in items]
     columns = _columns(rows)
     table = [columns, *([row.get(name, "") for name in columns] for row in rows)]
@@ -111,7 +111,7 @@ def text_lines(
 
 
 def write_text(lines: Iterable[str], path: str | os.PathLike[str] | None) -> str:
-    """The lines as one text, also written to ``path``, whole or not at all."""
+    """Return the lines as one text; also write it to ``path``, completely or not at all."""
     text = "".join(lines)
     if path is not None:
         with atomic_path(path) as temporary:
@@ -120,7 +120,7 @@ def write_text(lines: Iterable[str], path: str | os.PathLike[str] | None) -> str
 
 
 def to_html(items: Sequence[Prediction | PredictionError], limit: int = 100) -> str:
-    """An HTML table of the first ``limit`` rows, for notebooks."""
+    """Return an HTML table of the first ``limit`` rows, for notebooks."""
     rows = [_text_row(item) for item in items[:limit]]
     columns = _columns(rows)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
@@ -153,7 +153,7 @@ def _text_row(item: Prediction | PredictionError) -> dict[str, str]:
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Every row's columns; those of predictions, which have more, come before ``error``."""
+    """The columns of all rows; those of predictions, which have more, come before ``error``."""
     columns: dict[str, None] = {}
     for row in sorted(rows, key=len, reverse=True):
         columns.update(dict.fromkeys(row))

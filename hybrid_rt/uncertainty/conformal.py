@@ -1,7 +1,7 @@
 """Prediction sets that hold the true label as often as asked: split conformal prediction.
 
 The calibration data are the probabilities of the true class of images that the model was
-not trained on. A label is in the set where its probability is at least what all but the wanted
+not trained on. A label is in the set if its probability is at least what all but the wanted
 share of those images reach (score 1 - p of Sadinle, Lei and Wasserman, JASA 2019; finite-sample
 ranks as in Angelopoulos and Bates, "Conformal Prediction: A Gentle Introduction", 2023).
 
@@ -24,11 +24,11 @@ from hybrid_rt.spec import ModelSpec
 #: Where the calibration data lie in ModelSpec.extras.
 EXTRAS_KEY = "conformal"
 
-#: What a coverage is counted over: the images of each class, or all images.
+#: The images over which a coverage is counted: those of each class, or all.
 By = Literal["class", "image"]
 
 _FIELDS = ("method", "calibrated_on", "groups", "images", "classes")
-_ROUNDING = 1e-9  # (n + 1) * 0.9 may come out a hair above a whole number
+_ROUNDING = 1e-9  # (n + 1) * 0.9 may come out slightly above an integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class RankTable:
             raise SpecError(f"conformal table has no entry for {self.count} images")
 
     def threshold(self, coverage: float) -> float | None:
-        """The probability that the ceil((count + 1) * coverage)-th image reaches.
+        """Return the probability that the ceil((count + 1) * coverage)-th image reaches.
 
-        None where there are too few images for that coverage.
+        None if there are too few images for that coverage.
         """
         rank = math.ceil((self.count + 1) * coverage - _ROUNDING)
         if rank > self.count:
@@ -79,7 +79,7 @@ class RankTable:
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageRule:
-    """One coverage made ready: a label is in the set where it reaches its class's threshold.
+    """The thresholds of one coverage: a label is in the set if it reaches its class's threshold.
 
     ``short`` names the classes with too few calibration images for this coverage: they are in
     every set. The most probable label is in every set, so that none is empty.
@@ -91,7 +91,7 @@ class CoverageRule:
     short: tuple[str, ...] = ()
 
     def labels(self, probabilities: Mapping[str, float]) -> tuple[str, ...]:
-        """The set for one image's probabilities, most probable label first."""
+        """Return the set for one image's probabilities, most probable label first."""
         ranked = sorted(probabilities.items(), key=lambda item: -item[1])
         return tuple(
             name for i, (name, p) in enumerate(ranked) if i == 0 or p >= self.thresholds[name]
@@ -99,7 +99,7 @@ class CoverageRule:
 
     @property
     def note(self) -> str:
-        """What a reader of the sets must know, or an empty text."""
+        """The limitation of the sets at this coverage, or an empty text."""
         if not self.short:
             return ""
         needed = math.ceil(self.coverage / (1 - self.coverage) - _ROUNDING)
@@ -115,8 +115,8 @@ class Conformal:
     """A model's calibration data, read from ``spec.extras["conformal"]``.
 
     ``labels`` are the spec's classes, ``images`` is the table of all calibration images.
-    ``classes`` has one table for each class, or is empty where there are too many classes to
-    keep them; ``groups`` is how many patients the images are of, where that is known.
+    ``classes`` has one table for each class, or is empty if there are too many classes to
+    keep them; ``groups`` is the number of patients, if it is known.
     """
 
     labels: tuple[str, ...]
@@ -128,9 +128,9 @@ class Conformal:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Conformal:
-        """Read and check a spec's data.
+        """Return a spec's calibration data.
 
-        Raises ModelFileError where it has none, SpecError where they are nonsense.
+        Raises ModelFileError if it has none, SpecError if they are invalid.
         """
         data = spec.extras.get(EXTRAS_KEY)
         if data is None:
@@ -142,7 +142,10 @@ class Conformal:
         if not isinstance(data, Mapping) or set(data) != set(_FIELDS):
             raise SpecError(f"{path}; expected an object with {', '.join(_FIELDS)}")
         if data["method"] != "lac":
-            raise SpecError(f"{path}.method is {data['method']!r}; this hybrid-rt knows 'lac'")
+            raise SpecError(
+                f"{path}.method is {data['method']!r}; expected 'lac': train and export the model "
+                "with this version of hybrid-rt"
+            )
         tables = data["classes"]
         if not isinstance(tables, Mapping) or (tables and set(tables) != set(spec.classes)):
             raise SpecError(f"{path}.classes; expected a table for each of {spec.classes}")
@@ -161,13 +164,14 @@ class Conformal:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values for ``spec.extras["conformal"]``."""
+        """Return plain JSON values for ``spec.extras["conformal"]``."""
         return {name: to_plain(getattr(self, name)) for name in _FIELDS}
 
     def rule(self, coverage: float, by: By = "class") -> CoverageRule:
-        """Thresholds for a coverage between 0 and 1; by class, each class has that coverage.
+        """Return the thresholds for a coverage between 0 and 1.
 
-        Raises UsageError for another coverage, and by class where the model has no class tables.
+        By class, each class has that coverage. Raises UsageError for another coverage, and by class
+        if the model has no class tables.
         """
         if by not in get_args(By):
             raise UsageError(f"coverage_by is {by!r}; expected 'class' or 'image'")

@@ -1,7 +1,4 @@
-"""Rules of a call: a coverage, a threshold of the caller's own, abstaining.
-
-Rules are made once for a call and applied to every image.
-"""
+"""Rules of a call: its coverage, its threshold and whether it abstains, for every image."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class RuleArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A probability held against an operating point; true where it is positive."""
+    """A probability compared with an operating point; true if it is positive."""
 
     positive: str
     threshold: float
@@ -52,7 +49,7 @@ class Rules:
     abstain: bool = False
 
     def decide(self, probabilities: Mapping[str, float]) -> Decision | None:
-        """The decision at the operating point, where there is one."""
+        """Return the decision at the operating point, if there is one."""
         if self.point is None:
             return None
         return Decision(
@@ -63,7 +60,7 @@ class Rules:
         )
 
     def prediction_set(self, probabilities: Mapping[str, float]) -> tuple[str, ...] | None:
-        """The labels of the wanted coverage, where one was asked for."""
+        """Return the labels at the coverage that was asked for, if any."""
         return None if self.coverage is None else self.coverage.labels(probabilities)
 
 
@@ -75,9 +72,9 @@ def make_rules(
     threshold: float | OperatingPoint | None = None,
     abstain: bool = False,
 ) -> Rules:
-    """Check what was asked against what the model has.
+    """Return the rules of a call, checked against the model's spec.
 
-    A number as ``threshold`` is one on the spec's positive class, or on the second of two classes.
+    A number as ``threshold`` is for the spec's positive class, or for the second of two classes.
     Raises UsageError if an argument is invalid, ModelFileError if the model lacks the data for it.
     """
     return Rules(
@@ -88,7 +85,7 @@ def make_rules(
 
 
 def parse_threshold(text: str) -> float | OperatingPoint:
-    """A threshold as the command line takes it, "0.3" or "cancer=0.3". Raises UsageError."""
+    """Return the threshold of a command line, "0.3" or "cancer=0.3". Raises UsageError."""
     name, equals, number = text.rpartition("=")
     try:
         value = float(number)
@@ -115,7 +112,7 @@ def _point(spec: ModelSpec, threshold: float | OperatingPoint) -> OperatingPoint
         positive = spec.classes[1]
     else:
         raise UsageError(
-            f"a threshold among {len(spec.classes)} classes needs to say of which: an "
+            f"a threshold among {len(spec.classes)} classes needs the class: an "
             f"OperatingPoint, or CLASS={threshold:g} on the command line; the classes are {classes}"
         )
     return OperatingPoint(positive=positive, threshold=float(threshold), criterion=GIVEN)

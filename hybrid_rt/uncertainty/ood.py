@@ -1,10 +1,10 @@
 """Out-of-distribution detection by the features that the model computes anyway.
 
-A Gaussian is fitted to the training images' features; its Mahalanobis distance is the score
-(Lee et al., NeurIPS 2018), with one Gaussian for all classes and a covariance shrunk to a few
-directions and a common rest (Tipping and Bishop, JRSS-B 1999), so that an image costs one small
-matrix product. Divided by the distance that all but the wanted share of validation images stay
-below, it reads by itself: above 1 is out of distribution.
+A Gaussian is fitted to the training images' features; the score is its Mahalanobis distance (Lee et
+al., NeurIPS 2018). There is one Gaussian for all classes. Its covariance is shrunk to a few
+directions and a common rest (Tipping and Bishop, JRSS-B 1999), so that an image takes one small
+matrix product. The distance is divided by a threshold that all but a few validation images stay
+below, so that a score above 1 means out of distribution.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class OodEntry:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> OodEntry | None:
-        """A spec's entry, or None where it has none. Raises SpecError for nonsense."""
+        """Return a spec's entry, or None if it has none. Raises SpecError if it is invalid."""
         data = spec.extras.get(EXTRAS_KEY)
         return None if data is None else from_plain(cls, data, f"extras.{EXTRAS_KEY}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values for ``spec.extras["ood"]``."""
+        """Return plain JSON values for ``spec.extras["ood"]``."""
         return dict(to_plain(self))
 
 
@@ -112,11 +112,11 @@ class OodDetector:
             raise ModelFileError("OOD detector's threshold is 0; expected a positive distance")
 
     def distances(self, features: NDArray[Any]) -> Floats:
-        """Mahalanobis distances ``[n]`` of features ``[n, F]``, divided by sqrt(F)."""
+        """Return Mahalanobis distances ``[n]`` of features ``[n, F]``, divided by sqrt(F)."""
         with np.errstate(all="ignore"):  # not finite: out of distribution, see score
             centred = (np.asarray(features, np.float32) - self.mean) / self.scale
             along = centred @ self.basis.T  # [n, k]
-            rest = centred - along @ self.basis  # what no direction explains
+            rest = centred - along @ self.basis  # outside all directions
             squared = (along**2 / self.variances).sum(1) + (rest**2).sum(1) / self.rest
             distances: Floats = np.sqrt(squared / np.float32(self.mean.size))
         return distances
@@ -126,22 +126,22 @@ class OodDetector:
         """The distance above which an image is out of distribution.
 
         With n validation images it is the ceil((n + 1) * (1 - false_alarms))-th smallest of
-        theirs, so that a further image like them exceeds it at most that often (Bates et al.,
-        Annals of Statistics 2023); the largest, where they are too few for that.
+        theirs, or the largest if n is too small for that. A further image like them exceeds it at
+        most that often (Bates et al., Annals of Statistics 2023).
         """
         count = len(self.reference)
         rank = min(math.ceil((count + 1) * (1 - self.false_alarms) - 1e-9), count)
         return float(self.reference[rank - 1])
 
     def score(self, features: NDArray[Any]) -> Floats:
-        """Distances ``[n]`` in units of the threshold: above 1 is out of distribution; finite."""
+        """Return finite scores ``[n]``, distances over the threshold; above 1 is OOD."""
         scores = self.distances(features) / np.float32(self.threshold)
         worst = float(np.finfo(np.float32).max)
         finite: Floats = np.nan_to_num(scores, nan=worst, posinf=worst)
         return finite
 
     def save(self, path: str | os.PathLike[str]) -> OodEntry:
-        """Write the npz file, whole or not at all; returns what the spec says of it."""
+        """Write the npz file, completely or not at all; return the spec's entry for it."""
         path = Path(path)
         buffer = io.BytesIO()
         arrays = {name: getattr(self, name) for name in _ARRAYS}
@@ -153,9 +153,9 @@ class OodDetector:
 
     @classmethod
     def load(cls, folder: Path, spec: ModelSpec) -> OodDetector | None:
-        """The file that a spec names in ``folder``; None where it names none or it is not there.
+        """Return the detector of a spec and its folder; None if there is none or no such file.
 
-        Raises DigestError where the file is another one, ModelFileError where it does not fit.
+        Raises DigestError if the file is another one, ModelFileError if it does not fit.
         """
         entry = OodEntry.of(spec)
         if entry is None:
@@ -172,7 +172,7 @@ class OodDetector:
         if sha256_bytes(data) != entry.sha256:
             raise DigestError(
                 f"{path} is not the file that the model's specification names (SHA-256 "
-                f"{sha256_bytes(data)[:12]}…, expected {entry.sha256[:12]}…); copy the whole "
+                f"{sha256_bytes(data)[:12]}…, expected {entry.sha256[:12]}…); copy the complete "
                 "bundle again or export it again"
             )
         try:
@@ -192,7 +192,7 @@ class OodDetector:
 
 
 def why_missing(extras: Mapping[str, Any], folder: Path | None) -> str:
-    """What to do about a model without an out-of-distribution detector."""
+    """Return what to do about a model without an out-of-distribution detector."""
     if EXTRAS_KEY not in extras:
         return (
             "this model has no out-of-distribution detector, so it cannot abstain; train it again "
@@ -200,4 +200,4 @@ def why_missing(extras: Mapping[str, Any], folder: Path | None) -> str:
         )
     name = extras[EXTRAS_KEY]["file"]
     where = "beside the model" if folder is None else f"in {folder}"
-    return f"{name} is not {where}, so the model cannot abstain; copy the whole bundle"
+    return f"{name} is not {where}, so the model cannot abstain; copy the complete bundle"

@@ -87,7 +87,7 @@ def test_atomic_path_keeps_the_old_file_on_error(tmp_path):
 
 def test_changed_byte(bundle, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"grapH")
-    with pytest.raises(DigestError, match="copy the whole bundle again"):
+    with pytest.raises(DigestError, match="copy the complete bundle again"):
         bundle.check("model.onnx")
 
 

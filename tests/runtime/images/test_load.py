@@ -228,7 +228,7 @@ def test_minmax_uses_the_images_own_range():
 
 def test_pil_mode_i_does_not_say_its_range():
     image = Image.fromarray(np.full((4, 4), 70000, np.int32))
-    with pytest.raises(ImageError, match=r"mode I does not say which value is white.*uint16"):
+    with pytest.raises(ImageError, match=r"mode I has no known white.*uint16"):
         decode(image, SMALL)
 
 

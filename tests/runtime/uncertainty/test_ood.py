@@ -131,7 +131,7 @@ def test_without_its_file_a_model_predicts_but_does_not_abstain(copied, white):
     (copied / OOD_NAME).unlink()
     with HybridEngine(copied) as engine:
         assert engine.predict(white).is_ood is None
-        with pytest.raises(ModelFileError, match=r"model\.ood\.npz is not in .*copy the whole"):
+        with pytest.raises(ModelFileError, match=r"model\.ood\.npz is not in .*copy the complete"):
             engine.predict(white, abstain=True)
 
 
@@ -140,7 +140,7 @@ def test_another_file_is_an_error(copied):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DigestError, match=r"is not the file that .* names .*copy the whole bundle"):
+    with pytest.raises(DigestError, match=r"is not the file that .* names .*copy the complete bundle"):
         HybridEngine(copied)
 
 
