@@ -1,4 +1,4 @@
-"""Rows timed in turn, A B A B, and what is made of the times: quantiles and ratios pair by pair."""
+"""Rows timed in turn, A B A B, and their results: quantiles, and ratios of pairs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hybrid_export.parity.tolerances import TOLERANCES
 
 @dataclass
 class Result:
-    """One row of one table. Times are seconds for a complete call of ``images`` images."""
+    """One row of one table. Times are seconds for a complete call with ``images`` images."""
 
     table: str
     row: str
     images: int
     times: list[float] = field(default_factory=list)
-    #: Other row -> its times, each taken just before ours.
+    #: Other row -> its times, each measured right before this row's.
     others: dict[str, list[float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
@@ -32,17 +32,19 @@ class Result:
     error: str | None = None
 
     def quantile(self, q: float) -> float:
+        """Return a quantile of the times, in seconds."""
         return float(np.quantile(self.times, q))
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Other row -> how many times faster this row is: the median of the ratios of pairs."""
+        """Return other row -> how many times faster this row is, as the median of pairs."""
         return {
             other: float(np.median(np.asarray(times) / np.asarray(self.times)))
             for other, times in self.others.items()
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the row as it is written to results.json."""
         summary = {}
         if self.times:
             summary = {f"p{round(q * 100)}_ms": self.quantile(q) * 1e3 for q in (0.5, 0.9, 0.99)}
@@ -64,7 +66,7 @@ class Result:
 
 
 class Arena:
-    """Keeps the workers of the baselines, so that each is loaded once."""
+    """The workers of the rows, each loaded once, and the results so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +77,7 @@ class Arena:
         self._broken: dict[str, str] = {}
 
     def worker(self, row: str) -> Worker:
-        """The row's process; raises RowError if it cannot be loaded, each time it is asked."""
+        """Return the row's process. Raises RowError if the row cannot be loaded."""
         if row in self._broken:
             raise RowError(self._broken[row])
         if row not in self._workers:
@@ -87,7 +89,7 @@ class Arena:
         return self._workers[row]
 
     def load_time(self, row: str) -> float:
-        """Seconds from opening the model to the first prediction, in a new process."""
+        """Return the seconds from opening the model to the first prediction, in a new process."""
         with Worker(row, self.folder) as worker:
             return worker.load_s
 
@@ -98,10 +100,11 @@ class Arena:
             self._workers.pop(name).close()
 
     def close(self) -> None:
+        """End all processes."""
         self.keep_only(())
 
     def parity(self, row: str, kind: str = "pixels") -> dict[str, Any]:
-        """The row's logits against PyTorch fp32's, by the tolerances of our own parity reports."""
+        """Compare the row's logits with PyTorch fp32's, by the tolerances of the parity reports."""
         worker = self.worker(row)
         indices = list(range(4))
         together = np.asarray(worker.ask("logits", kind, indices))
@@ -120,7 +123,7 @@ class Arena:
         }
 
     def start(self, table: str, row: str, images: int, baselines: Sequence[str]) -> Result:
-        """Load the row and its baselines, and check parity; the times come after."""
+        """Load the row and its baselines, check parity, and return a result without times."""
         self.keep_only({row, *baselines})
         worker = self.worker(row)
         result = Result(table, row, images, facts=worker.facts, first_s=worker.first_s)
@@ -131,7 +134,7 @@ class Arena:
 
 
 def baselines_of(table: str, row: str) -> list[str]:
-    """The rows that a row of a table is timed against."""
+    """Return the rows that a row of a table is timed against."""
     others = [EAGER, HINTED] if table == "offline" else [EAGER, RUNTIME, PLAIN]
     if table == "file to label":
         others = [EAGER]

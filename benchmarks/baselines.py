@@ -1,7 +1,7 @@
-"""The ways to run the hybrid that are compared: each as its users would write it.
+"""The baselines: other ways to run the hybrid, each as its users would write it.
 
 A baseline is a function that loads a model and returns a Runner. It runs in a process of its own
-(see worker.py), so libraries imported here at module level would blur the load times: none are.
+(see worker.py). Libraries are imported in the functions, so that load times include them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ Logits = np.ndarray
 class Runner:
     """A loaded model.
 
-    ``pixels`` takes uint8 ``[batch, height, width, 3]`` to logits; ``files`` takes image paths to
-    logits; ``many`` takes a list of batches and returns their logits in order, as fast as it can.
+    Attributes:
+        pixels: Returns the logits of uint8 ``[batch, height, width, 3]``.
+        files: Returns the logits of image files.
+        many: Returns the logits of a list of batches in order, run side by side.
+        facts: The library, device and precision in use.
     """
 
     pixels: Callable[[np.ndarray], Logits]
@@ -35,22 +38,22 @@ class Runner:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the tables: ``needs`` are file names in the model folder; gpu rows need a device."""
+    """A row of the tables.
+
+    ``needs`` are files in the model folder; ``gpu`` rows need an NVIDIA GPU. ``precision`` (fp32,
+    bf16, fp16 or int8) selects the tolerances of the row's logits.
+    """
 
     name: str
     load: Callable[[Path], Runner]
     ours: bool = False
     gpu: bool = False
     needs: tuple[str, ...] = ()
-    #: Whose tolerances its logits must keep: fp32, bf16, fp16 or int8.
     precision: str = "fp32"
 
 
-# ---------------------------------------------------------------- the usual ways
-
-
-def usual_files_to_batch(size: tuple[int, int]) -> Callable[[Sequence[str]], np.ndarray]:
-    """PIL and torchvision, as in the original notebook: normalized float32 NCHW."""
+def files_to_batch(size: tuple[int, int]) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return a loader by PIL and torchvision, as in the original notebook: float32 NCHW."""
     import torch
     from PIL import Image
     from torchvision import transforms
@@ -75,8 +78,8 @@ def usual_files_to_batch(size: tuple[int, int]) -> Callable[[Sequence[str]], np.
     return load
 
 
-def usual_pixels_to_batch(images: np.ndarray) -> np.ndarray:
-    """The same normalization in NumPy, for pixels already resized."""
+def pixels_to_batch(images: np.ndarray) -> np.ndarray:
+    """Return resized pixels normalized in NumPy: float32 NCHW."""
     from hybrid_rt.spec import IMAGENET_MEAN, IMAGENET_STD
 
     x = images.astype(np.float32) / 255.0
@@ -85,12 +88,14 @@ def usual_pixels_to_batch(images: np.ndarray) -> np.ndarray:
 
 
 def image_size(folder: Path) -> tuple[int, int]:
+    """Return the model's height and width."""
     preprocess = json.loads((folder / "model.json").read_text())["spec"]["preprocess"]
     return preprocess["height"], preprocess["width"]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
+    """Ignore warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -99,9 +104,9 @@ def quiet() -> Iterator[None]:
 def torch_runner(
     folder: Path, *, device: str = "cpu", dtype: str | None = None, compile_mode: str | None = None
 ) -> Runner:
-    """PyTorch: eager, under autocast (on a GPU with weights of that type), or compiled.
+    """Load PyTorch: eager, under autocast (on a GPU with weights of that type), or compiled.
 
-    The input is normalized already, as users do.
+    Its input is normalized outside the network, as users do.
     """
     import torch
 
@@ -130,7 +135,7 @@ def torch_runner(
         with torch.autocast("cpu", dtype=half, enabled=autocast):
             return network(x).float().cpu().numpy()
 
-    load = usual_files_to_batch(image_size(folder))
+    load = files_to_batch(image_size(folder))
     facts = {
         "library": f"torch {torch.__version__}",
         "device": device,
@@ -141,27 +146,27 @@ def torch_runner(
     if device != "cpu":
         facts["transfers"] = "included"
     return Runner(
-        pixels=lambda images: run(usual_pixels_to_batch(images)),
+        pixels=lambda images: run(pixels_to_batch(images)),
         files=lambda paths: run(load(paths)),
         facts=facts,
     )
 
 
 def ort_runner(folder: Path, *, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Runner:
-    """ONNX Runtime on the plain export with default options."""
+    """Load ONNX Runtime on the plain export with default options."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(str(folder / "plain.onnx"), providers=list(providers))
     if session.get_providers()[0] != providers[0]:
         raise RuntimeError(f"asked for {providers[0]}, got {session.get_providers()}")
     name = session.get_inputs()[0].name
-    load = usual_files_to_batch(image_size(folder))
+    load = files_to_batch(image_size(folder))
 
     def run(batch: np.ndarray) -> Logits:
         return session.run(None, {name: batch})[0]
 
     return Runner(
-        pixels=lambda images: run(usual_pixels_to_batch(images)),
+        pixels=lambda images: run(pixels_to_batch(images)),
         files=lambda paths: run(load(paths)),
         facts={
             "library": f"onnxruntime {ort.__version__}",
@@ -172,14 +177,14 @@ def ort_runner(folder: Path, *, providers: Sequence[str] = ("CPUExecutionProvide
 
 
 def openvino_runner(folder: Path, *, hint: str | None = None) -> Runner:
-    """OpenVINO on the plain dynamic export, default settings, or with a performance hint."""
+    """Load OpenVINO on the plain dynamic export, with default settings or a performance hint."""
     import openvino as ov
 
     core = ov.Core()
     config = {"PERFORMANCE_HINT": hint} if hint else {}
     compiled = core.compile_model(str(folder / "plain.onnx"), "CPU", config)
     request = compiled.create_infer_request()
-    load = usual_files_to_batch(image_size(folder))
+    load = files_to_batch(image_size(folder))
 
     def run(batch: np.ndarray) -> Logits:
         return request.infer([batch])[0].copy()
@@ -193,7 +198,7 @@ def openvino_runner(folder: Path, *, hint: str | None = None) -> Runner:
 
         queue.set_callback(keep)
         for i, images in enumerate(batches):
-            queue.start_async([usual_pixels_to_batch(images)], userdata=i)
+            queue.start_async([pixels_to_batch(images)], userdata=i)
         queue.wait_all()
         return results
 
@@ -205,7 +210,7 @@ def openvino_runner(folder: Path, *, hint: str | None = None) -> Runner:
         "hint": hint or "default",
     }
     return Runner(
-        pixels=lambda images: run(usual_pixels_to_batch(images)),
+        pixels=lambda images: run(pixels_to_batch(images)),
         files=lambda paths: run(load(paths)),
         many=many if hint == "THROUGHPUT" else None,
         facts=facts,

@@ -3,9 +3,9 @@
     python -m benchmarks.compare benchmarks/results/results.json benchmarks/baseline.json
     python -m benchmarks.compare RESULTS [RESULTS ...] BASELINE --update
 
-Ratios only, never absolute times: they hold across machines of one kind. Exit code 1 names every
-ratio that fell by more than the tolerance. Runs on a shared machine differ, so several may be
-passed: the lowest ratio of them is kept, and a fall counts where all of them show it.
+Only ratios are compared: unlike times they hold across machines of one kind. With exit code 1 it
+names every ratio that fell by more than the tolerance. Runs on a shared machine differ, so several
+may be passed: the lowest ratio of them is kept, and a fall counts only if all of them have it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TOLERANCE = 0.10
 
 
 def machine_kind(results: dict[str, Any]) -> str:
-    """Ratios are comparable within a kind: the preset and the instructions that decide them."""
+    """Return the preset, instructions and cores, within which ratios are comparable."""
     machine = results["machine"]
     unit = "amx" if machine["amx"] else "avx512-bf16" if machine["avx512_bf16"] else "other"
     return f"{results['preset']}, {unit}, {machine['cores']} cores"
 
 
 def ratios_of(results: dict[str, Any]) -> dict[str, float]:
-    """``table / row / other`` -> ratio, of our rows."""
+    """Return ``table / row / other`` -> ratio, of hybrid-rt's rows."""
     return {
         f"{row['table']} / {row['row']} / {other}": round(ratio, 3)
         for row in results["rows"]
@@ -38,13 +38,13 @@ def ratios_of(results: dict[str, Any]) -> dict[str, float]:
 
 
 def combined(runs: list[dict[str, float]], choose: Callable[..., float]) -> dict[str, float]:
-    """Ratio by name over several runs: ``choose``, min or max, of those that have it."""
+    """Return each ratio by name: ``choose`` (min or max) of the runs that have it."""
     names = dict.fromkeys(name for run in runs for name in run)
     return {name: choose([run[name] for run in runs if name in run]) for name in names}
 
 
 def regressions(new: dict[str, float], old: dict[str, float], tolerance: float) -> list[str]:
-    """A line for each ratio that is missing or fell below ``old * (1 - tolerance)``."""
+    """Return a line for each ratio that is missing or fell below ``old * (1 - tolerance)``."""
     lines = []
     for name, before in old.items():
         now = new.get(name)

@@ -18,9 +18,9 @@ from benchmarks.tables import format_tables
 from hybrid_rt.cpu import prepare
 
 for library in ("torch", "openvino"):
-    prepare(library)  # the workers inherit it; without, some CPUs end their processes
+    prepare(library)  # workers inherit it; without it some CPUs end their processes
 
-#: A row is timed for about so many seconds, and within these numbers of rounds.
+#: The seconds that a row is timed for, and the least and most rounds.
 SECONDS, LEAST, MOST = {"full": 30.0, "tiny": 3.0}, 3, 20
 
 
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--rounds",
         type=int,
-        help="timed rounds a row (default: what fits into 30 s, tiny 3 s; from 3 to 20)",
+        help="timed rounds per row (default: as many as fit into 30 s, tiny 3 s; 3 to 20)",
     )
     group.addoption(
         "--prepared",
@@ -58,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The rows first, the minutes-long scenarios of LoadGen last; each may take an hour."""
+    """Run the rows first and LoadGen's scenarios last; allow an hour for each test."""
     order = [
         "test_roofline",
         "test_choice",
@@ -75,9 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _keep_json(pytestconfig: pytest.Config):
-    """pytest-benchmark's own JSON beside ours, as if --benchmark-json were passed.
+    """Write pytest-benchmark's own JSON beside ours, as if --benchmark-json were passed.
 
-    Set once something was measured: with nothing to write, the plugin raises at the end.
+    It is set after the first measurement: with nothing to write, the plugin raises at the end.
     """
     yield
     session = getattr(pytestconfig, "_benchmarksession", None)
@@ -94,7 +94,7 @@ def preset(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def rounds(pytestconfig: pytest.Config, preset: str) -> Callable[[float], int]:
-    """How many rounds to time, where one takes so many seconds."""
+    """Return the number of rounds for a row, from the seconds that one round takes."""
     wanted = pytestconfig.getoption("--rounds")
     return lambda cost: wanted or min(MOST, max(LEAST, int(SECONDS[preset] / cost)))
 

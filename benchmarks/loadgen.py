@@ -1,10 +1,10 @@
-"""MLPerf LoadGen against the runtime, one scenario a process.
+"""MLPerf LoadGen against the runtime, one scenario per process.
 
     python -m benchmarks.loadgen FOLDER ROW SCENARIO OUTPUT
 
-An exception inside a query would take the process down, and LoadGen writes its verdict to files:
-so it runs as a child, and the parent reads mlperf_log_summary.txt. Expectations are calibrated by
-a warm-up in the same process, without which LoadGen calls a run invalid.
+It runs in a child process, since an exception inside a query ends the process. The parent reads the
+verdict from mlperf_log_summary.txt. A warm-up in the same process calibrates the expectations;
+without it LoadGen calls a run invalid.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 SAMPLES = 32
 MIN_SECONDS = 4.0
-#: A scenario takes 5,600 images or fewer; a processor too slow for that in this time has no
-#: use for the result.
+#: A scenario takes 5,600 images or fewer; on a processor too slow for that it fails.
 TIMEOUT_S = 3600
 
 
 def run_child(folder: Path, row: str, scenario: str, output: Path) -> dict[str, str]:
-    """Run one scenario in a process of its own; the summary's fields by name.
+    """Run one scenario in a process of its own; return the summary's fields by name.
 
-    Raises RuntimeError with the child's last words if it ends badly.
+    Raises:
+        RuntimeError: The child failed, with the end of its standard error.
     """
     output.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "benchmarks.loadgen", str(folder), row, scenario, str(output)]
@@ -42,7 +42,7 @@ def run_child(folder: Path, row: str, scenario: str, output: Path) -> dict[str, 
 
 
 def read_summary(path: Path) -> dict[str, str]:
-    """``name : value`` lines of LoadGen's summary."""
+    """Return the ``name : value`` lines of LoadGen's summary."""
     fields = {}
     for line in path.read_text().splitlines():
         name, colon, value = line.partition(":")
@@ -52,21 +52,21 @@ def read_summary(path: Path) -> dict[str, str]:
 
 
 def headline(scenario: str, fields: dict[str, str]) -> str:
-    """The one number MLPerf reports for a scenario, and whether it is valid."""
+    """Return the number that MLPerf reports for a scenario, and whether it is valid."""
     verdict = fields.get("Result is", "no result")
     for name, value in fields.items():
         key = name.lower()
         if scenario == "SingleStream" and key.startswith("90.00 percentile latency"):
             return f"p90 {float(value) / 1e6:.1f} ms, {verdict}"
         if scenario == "MultiStream" and key.startswith("99.00 percentile latency"):
-            return f"p99 {float(value) / 1e6:.1f} ms a query of 8, {verdict}"
+            return f"p99 {float(value) / 1e6:.1f} ms per query of 8, {verdict}"
         if scenario in ("Server", "Offline") and "samples per second" in key:
-            return f"{float(value):.1f} images a second, {verdict}"
+            return f"{float(value):.1f} images per second, {verdict}"
     return verdict
 
 
 class SystemUnderTest:
-    """Completes LoadGen's queries with one row; batches what waits, up to eight."""
+    """One row behind LoadGen's queries, in batches of up to eight waiting samples."""
 
     def __init__(self, loadgen: Any, run: Any, images: np.ndarray, batch: int) -> None:
         self._loadgen, self._run, self._images, self._batch = loadgen, run, images, batch
@@ -75,11 +75,12 @@ class SystemUnderTest:
         self._thread.start()
 
     def issue(self, samples: Any) -> None:
+        """Queue the samples of a query."""
         for sample in samples:
             self._waiting.put((sample.id, sample.index))
 
     def flush(self) -> None:
-        """Nothing is held back, so there is nothing to flush."""
+        """Do nothing: no sample is held back."""
 
     def _work(self) -> None:
         while True:
@@ -98,6 +99,7 @@ class SystemUnderTest:
 
 
 def seconds_of(call: Any, repeats: int = 5) -> float:
+    """Return the median seconds of a call, after one call to warm up."""
     call()
     times = []
     for _ in range(repeats):
@@ -124,12 +126,12 @@ def main(argv: list[str]) -> int:
     settings.min_duration_ms = int(MIN_SECONDS * 1e3)
     # A 99th percentile needs 662 queries by LoadGen's early-stopping rule, a 90th needs 64.
     settings.min_query_count = {"SingleStream": 70, "Offline": 1}.get(scenario, 700)
-    # LoadGen plans its number of queries from these; too slow a guess ends a run before its time.
+    # LoadGen plans its number of queries from these; too slow an expectation ends a run too early.
     settings.single_stream_expected_latency_ns = int(one * 1e9 / 2)
     settings.multi_stream_expected_latency_ns = int(eight * 1e9 / 2)
     settings.multi_stream_samples_per_query = 8
     settings.offline_expected_qps = 1.3 * 8 / eight
-    # 40% of what images one by one can do, and a tail allowance of thirty images.
+    # 40% of the rate of single images, and a latency of at most thirty images.
     settings.server_target_qps = 0.4 / one
     settings.server_target_latency_ns = int(30 * one * 1e9)
     settings.server_target_latency_percentile = 0.99

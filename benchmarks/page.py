@@ -18,7 +18,12 @@ svg{max-width:100%;height:auto}p.note{color:#57636f}
 
 
 def write_page(path: Path, data: dict[str, Any], times: dict[str, list[float]]) -> None:
-    """``data`` is the results file's content; ``times`` the raw seconds of each row."""
+    """Write the page.
+
+    Args:
+        data: The content of results.json.
+        times: The raw seconds of each row.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -28,7 +33,7 @@ def write_page(path: Path, data: dict[str, Any], times: dict[str, list[float]]) 
         f"<style>{STYLE}</style><h1>hybrid-rt benchmarks</h1>",
         f"<p class='note'>{html.escape(data['machine']['cpu'])}, {data['machine']['cores']} cores, "
         f"{data['date']}, preset {data['preset']}. Every row ran in its own process, in turn with "
-        "the usual ways; ratios are medians of pairs.</p>",
+        "its baselines; ratios are medians of pairs.</p>",
     ]
     for title, figure in (
         ("Latency at batch 1", plot_latency(rows, data)),
@@ -67,7 +72,7 @@ def plot_latency(rows: list[dict[str, Any]], data: dict[str, Any]) -> Any:
         axes.plot([row["p50_ms"], row["p99_ms"]], [y, y], color="#d84315", lw=2)
         axes.text(row["p99_ms"], y, f"  {row['p50_ms']:.1f} ms", va="center", fontsize=9)
     axes.set_yticks(range(len(chosen)), [r["row"] for r in chosen])
-    axes.set_xlabel("ms an image: bar p50, red to p99")
+    axes.set_xlabel("ms per image: bar p50, red to p99")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -88,8 +93,8 @@ def plot_throughput(rows: list[dict[str, Any]]) -> Any:
         dash = "-" if name.startswith("hybrid-rt") else "--"
         axes.plot(xs, [points[x] for x in xs], dash, marker="o", label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xlabel("images in a call")
-    axes.set_ylabel("images a second")
+    axes.set_xlabel("images per call")
+    axes.set_ylabel("images per second")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
@@ -109,7 +114,7 @@ def plot_error(rows: list[dict[str, Any]]) -> Any:
         axes.plot(row["p50_ms"], gap, marker, label=row["row"])
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_yscale("log")
-    axes.set_xlabel("ms an image, p50")
+    axes.set_xlabel("ms per image, p50")
     axes.set_ylabel("largest logit error against PyTorch fp32")
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,9 +1,9 @@
-"""The model and the images that are measured, made once and kept under .cache/benchmarks.
+"""The benchmarks' model and images, made once and kept under .cache/benchmarks.
 
     python -m benchmarks.prepare --preset full
 
 The network has random weights: speed does not depend on them. Only its last layer is fitted, by
-least squares, to tell four kinds of image apart. With an untouched last layer all images get
+least squares, to separate four kinds of image. With random weights there all images would have
 nearly the same logits, and parity would be measured on rounding noise.
 """
 
@@ -28,7 +28,7 @@ IMAGES = 32
 
 
 def prepared(preset: str, root: Path = Path(".cache/benchmarks")) -> Path:
-    """The folder with the model of ``preset``, made now if it is not there or out of date."""
+    """Return the folder with the model of ``preset``; make it if it is missing or out of date."""
     folder = root / f"{preset}-{fingerprint()}"
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -39,7 +39,7 @@ def prepared(preset: str, root: Path = Path(".cache/benchmarks")) -> Path:
 
 
 def fingerprint() -> str:
-    """Changes with the sources that make the files, the libraries' versions and the GPU."""
+    """Return a digest of the sources that make the files, the libraries' versions and the GPU."""
     from importlib.metadata import PackageNotFoundError, version
 
     top = Path(__file__).resolve().parent.parent
@@ -63,14 +63,14 @@ def fingerprint() -> str:
 
 
 def gpu_name() -> str:
-    """The GPU that PyTorch would use, or an empty string."""
+    """Return the name of the GPU that PyTorch would use, or an empty string."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
 
 
 def make(preset: str, folder: Path) -> None:
-    """Images, checkpoint, the plain export of the usual ways, and our bundle."""
+    """Make images, a checkpoint, the plain export of the baselines, and the bundle."""
     import torch
 
     from hybrid_export.cli import main as export
@@ -93,7 +93,7 @@ def make(preset: str, folder: Path) -> None:
     arguments = [str(folder / "checkpoint"), "--output", str(folder / "bundle")]
     arguments += ["--bf16", "--int8", "--calibrate", str(folder / "files")]
     arguments += ["--verify", str(folder / "files")]
-    # With a GPU: the FP16 plan where TensorRT is installed, else a line that says it is not.
+    # With a GPU the FP16 plan too; without TensorRT the export logs that it is not installed.
     arguments += ["--fp16"] if torch.cuda.is_available() else ["--no-tensorrt"]
     explained = [str(folder / "checkpoint"), "--output", str(folder / "explained"), "--explain"]
     explained += ["--no-tensorrt", "--verify", str(folder / "files")]
@@ -103,7 +103,7 @@ def make(preset: str, folder: Path) -> None:
 
 
 def make_model(sizes: dict) -> tuple:
-    """The hybrid of a preset with random weights, and its spec."""
+    """Return the hybrid of a preset with random weights, and its spec."""
     import torch
 
     from hybrid_rt.spec import Head, ModelSpec, Preprocess
@@ -125,9 +125,10 @@ def make_model(sizes: dict) -> tuple:
 
 
 def fit_last_layer(model: object, images: object) -> None:
-    """Least squares from the last hidden layer to +2 for an image's kind and -2 for the others.
+    """Fit +2 for an image's kind and -2 for the others, from the last hidden layer, in place.
 
-    Image i is of kind i modulo 4. A little ridge keeps the weights from fitting rounding.
+    Image i is of kind i modulo 4. Least squares with a small ridge, so that the weights do not fit
+    rounding.
     """
     import torch
 
@@ -146,7 +147,7 @@ def fit_last_layer(model: object, images: object) -> None:
 
 
 def plain_export(model: object, images: object, path: Path) -> None:
-    """What a user gets from torch.onnx.export on the bare network: float NCHW in, logits out."""
+    """Export the bare network as users do, by torch.onnx.export: float NCHW in, logits out."""
     import copy
 
     import torch
@@ -170,7 +171,7 @@ def plain_export(model: object, images: object, path: Path) -> None:
 
 
 def write_images(folder: Path, count: int, size: int) -> list[Path]:
-    """``count`` square JPEG files: a phantom, its negative, noise and stripes, in turn."""
+    """Write ``count`` square JPEG files: a phantom, its negative, noise and stripes, in turn."""
     from PIL import Image
 
     from hybrid_train.phantom import generate

@@ -1,7 +1,7 @@
-"""What the machine can do: its matrix-product rate and memory bandwidth, measured, and the work.
+"""The machine's matrix-product rate and memory bandwidth, measured, and the model's operations.
 
-A row's share of the roofline is the time the model's operations would take at the measured rate,
-divided by the time the row took. 1.0 would be a perfect implementation.
+A row's share of the roofline is the time of the model's operations at the measured rate, divided by
+the row's time. At 1.0 the row computes at the machine's full rate.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ def matmul_rate(
     sizes: tuple[int, ...] | None = None,
     seconds: float = 1.0,
 ) -> float:
-    """Operations a second (2 per multiply-add) of square matrix products, the fastest that is here.
+    """Return the operations per second (2 per multiply-add) of the fastest square matrix product.
 
-    ``dtype`` is one of TYPES, or of CUDA_TYPES with ``device`` "cuda", where float32 may use TF32
-    and the products are cuBLAS's. On the CPU the products are PyTorch's (MKL or oneDNN) and,
-    for float32, NumPy's (OpenBLAS) and oneDNN's 1x1 convolution: on some processors MKL is not
-    the fastest. ``seconds`` is for each size and library.
+    On the CPU the products are PyTorch's (MKL or oneDNN) and, for float32, NumPy's (OpenBLAS) and
+    oneDNN's 1x1 convolution, since MKL is not the fastest on every processor. On a GPU they are
+    cuBLAS's, and float32 may use TF32.
+
+    Args:
+        dtype: One of TYPES, or of CUDA_TYPES with ``device`` "cuda".
+        seconds: The time for each size and library.
     """
     if device == "cuda":
         import torch
@@ -54,7 +57,7 @@ def _cuda_product(dtype: str, size: int) -> Callable[[], Any]:
     multiply: Callable[[Any, Any], Any]
     if dtype == "int8":
         x, y = (torch.randint(-64, 64, (size, size), device="cuda").to(torch.int8) for _ in "xy")
-        multiply, y = torch._int_mm, y.t()  # cuBLAS wants the second one transposed
+        multiply, y = torch._int_mm, y.t()  # cuBLAS requires the second one transposed
     else:
         x, y = (torch.randn(size, size, device="cuda").to(getattr(torch, dtype)) for _ in "xy")
         multiply = torch.mm
@@ -85,7 +88,7 @@ def _products(dtype: str, size: int) -> list[Callable[[], Any]]:
 
 
 def copy_bandwidth(*, device: str = "cpu", megabytes: int = 512, seconds: float = 1.0) -> float:
-    """Bytes a second, read plus written, of a large copy in the device's own memory."""
+    """Return the bytes per second, read plus written, of a large copy in the device's memory."""
     import torch
 
     source = torch.ones(megabytes * 2**20 // 4, device=device)
@@ -100,7 +103,7 @@ def copy_bandwidth(*, device: str = "cpu", megabytes: int = 512, seconds: float 
 
 
 def _best(call: Callable[[], Any], seconds: float) -> float:
-    """The shortest of the repeats that fit in ``seconds``: a roofline is the best case."""
+    """Return the shortest of the repeats that fit in ``seconds``: a roofline is the best case."""
     call()
     best, end = np.inf, time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -111,7 +114,7 @@ def _best(call: Callable[[], Any], seconds: float) -> float:
 
 
 def count_operations(path: Path, batch: int = 1) -> dict[str, float]:
-    """Operations (2 a multiply-add) of an ONNX file's MatMul, Gemm and Conv, and weight bytes."""
+    """Count an ONNX file's weight bytes, and operations (2 per multiply-add) of products."""
     import onnx
     from onnx import shape_inference
 

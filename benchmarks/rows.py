@@ -1,4 +1,4 @@
-"""The rows of the tables: the baselines (baselines.py) and ours, by name."""
+"""The rows of the tables by name: the baselines (baselines.py) and hybrid-rt's own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from benchmarks.baselines import Row, Runner, openvino_runner, ort_runner, torch_runner
 
-#: What a row's name says it does besides.
+#: Suffixes of row names: with a cache of compiled models, and with heatmaps.
 CACHED, HEATMAPS = ", cached", ", heatmaps"
 
 
 def ours(folder: Path, file: str, bundle: str = "bundle", **options: Any) -> Runner:
-    """This project's runtime on one file of the bundle, as the README calls it."""
+    """Open this project's runtime on one file of the bundle, as the README does."""
     from hybrid_rt import HybridEngine
 
     engine = HybridEngine(folder / bundle / file, **options)
@@ -52,7 +52,7 @@ def _throughput(kind: str, file: str, **options: Any) -> list[Row]:
     return [_own(name, file, kind, backend="openvino", mode="throughput", **options)]
 
 
-USUAL_CPU = [
+CPU_BASELINES = [
     Row("PyTorch eager fp32", torch_runner),
     Row("PyTorch autocast bf16", partial(torch_runner, dtype="bfloat16"), precision="bf16"),
     Row(
@@ -61,7 +61,7 @@ USUAL_CPU = [
         precision="bf16",
     ),
     Row("ONNX Runtime fp32", ort_runner, needs=("plain.onnx",)),
-    # OpenVINO takes bf16 by itself on processors that have it.
+    # OpenVINO computes in bf16 by default on processors that have it.
     Row("OpenVINO default", openvino_runner, needs=("plain.onnx",), precision="bf16"),
     Row(
         "OpenVINO throughput hint",
@@ -71,7 +71,7 @@ USUAL_CPU = [
     ),
 ]
 
-USUAL_GPU = [
+GPU_BASELINES = [
     Row(
         "PyTorch fp16, CUDA",
         partial(torch_runner, device="cuda", dtype="float16"),
@@ -92,7 +92,7 @@ USUAL_GPU = [
     ),
 ]
 
-#: What people write first: the runtime takes what it measured to be the fastest.
+#: Rows without options: the runtime takes the combination that it measured to be the fastest.
 ONE_FILE, FOLDER = "hybrid-rt model.onnx, no options", "hybrid-rt folder, no options"
 
 OURS = [
@@ -115,7 +115,7 @@ OURS = [
     _own("hybrid-rt TensorRT fp16", "model.plan", "fp16", gpu=True, device="cuda:0"),
 ]
 
-#: With these, every combination of file, backend and precision that an export validates on a CPU.
+#: The other combinations of file, backend and precision that an export validates on a CPU.
 OTHER_COMBINATIONS = [
     _own("hybrid-rt bf16 file", "model.bf16.onnx", "bf16", backend="openvino", precision="bf16"),
     _own("hybrid-rt int8, ONNX Runtime", "model.int8.onnx", "int8", backend="onnxruntime"),
@@ -129,8 +129,8 @@ COMBINATIONS = [
     *(row.name for row in OTHER_COMBINATIONS),
 ]
 
-CUDA = [row.name for row in USUAL_GPU]
-ROWS = {row.name: row for row in (*USUAL_CPU, *USUAL_GPU, *OURS)}
+CUDA = [row.name for row in GPU_BASELINES]
+ROWS = {row.name: row for row in (*CPU_BASELINES, *GPU_BASELINES, *OURS)}
 ROWS = ROWS | {row.name: row for row in OTHER_COMBINATIONS}
 
 EAGER, RUNTIME, PLAIN = "PyTorch eager fp32", "ONNX Runtime fp32", "OpenVINO default"
@@ -138,7 +138,7 @@ HINTED = "OpenVINO throughput hint"
 
 
 def why_not(row: Row, folder: Path) -> str | None:
-    """Why a row cannot run here, or None."""
+    """Return why a row cannot run here, or None."""
     if row.gpu:
         from hybrid_rt.cuda import cuda_device_count
 
@@ -151,7 +151,7 @@ def why_not(row: Row, folder: Path) -> str | None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """The processor, what of it this process may use, and the GPU."""
+    """Return the processor, its cores and instructions that this process may use, and the GPU."""
     model, flags = "unknown", set()
     info = Path("/proc/cpuinfo")
     if info.exists():

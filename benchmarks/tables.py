@@ -1,4 +1,4 @@
-"""Results as text: one table a measure, a line a row, fastest first; failures are named."""
+"""Results as text: one table per measure, one line per row, fastest first, with failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORT = {
 
 
 def format_tables(data: dict[str, Any]) -> str:
-    """All tables of a results file, for a terminal of 120 columns."""
+    """Return all tables of a results file, for a terminal of 120 columns."""
     machine = data["machine"]
     amx = "with AMX" if machine["amx"] else "without AMX"
     gpu = f"; {machine['gpu']}" if machine.get("gpu") else ""
@@ -35,7 +35,7 @@ def format_tables(data: dict[str, Any]) -> str:
 
 
 def what_ran(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each row: what it said it ran on and in, and the size of its files."""
+    """Return a line for each row: the library, device and precision, and the size of its files."""
     lines = {"what ran": "", "-" * 40: ""}
     for row in rows:
         facts = {k: v for k, v in row["ran"].items() if v is not None and not k.startswith("added")}
@@ -77,7 +77,7 @@ def format_table(table: str, rows: list[dict[str, Any]], data: dict[str, Any]) -
 
 
 def roofline_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
-    """Time of the model's operations at the machine's measured rate over the row's time."""
+    """Return the time of the model's operations at the machine's rate over the row's time."""
     roofline = data.get("roofline")
     if not roofline or row["table"].startswith("load") or "p50_ms" not in row:
         return None
@@ -88,7 +88,7 @@ def roofline_share(row: dict[str, Any], data: dict[str, Any]) -> float | None:
 
 
 def computed_in(row: dict[str, Any]) -> str:
-    """float32, float16, bfloat16 or int8, after "cuda_" on a GPU: what a row said it ran in."""
+    """Return the type a row ran in: float32, float16, bfloat16 or int8, after "cuda_" on a GPU."""
     words = " ".join(str(v) for v in row["ran"].values()).lower() + " " + row["row"].lower()
     where = "cuda_" if "cuda" in str(row["ran"].get("device", "")).lower() else ""
     kinds = {"int8": ("int8",), "bfloat16": ("bf16", "bfloat16"), "float16": ("fp16", "float16")}

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.rows import COMBINATIONS, FOLDER, ROWS, why_not
 
-#: The choice may be slower than the best combination by so much.
+#: The largest ratio allowed of the choice's time to another combination's.
 MOST = 1.05
 ROUNDS = {"full": 15, "tiny": 40}
 

@@ -1,4 +1,4 @@
-"""What the engine adds to the library's own call: both times are taken in the same call."""
+"""The time that the engine adds to the library's own call, measured in the same calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FILES = [
 
 
 class Timed:
-    """The library's object with the duration of one of its methods written down."""
+    """A library's object that records the duration of one of its methods."""
 
     def __init__(self, inner: Any, method: str) -> None:
         self._inner, self._method = inner, method
@@ -41,7 +41,7 @@ class Timed:
 
 
 def watch(engine: Any) -> Timed:
-    """Puts a Timed between the engine and the library: its call for one image, nothing else."""
+    """Put a Timed around the library's call for one image, and return it."""
     session = engine._session
     if session.backend == "onnxruntime":
         session._session = Timed(session._session, "run")
@@ -56,7 +56,7 @@ def watch(engine: Any) -> Timed:
 
 @pytest.mark.parametrize(("backend", "file", "options"), FILES)
 def test_overhead(backend, file, options, arena, folder, rounds, benchmark):
-    """One image, pixels to a Prediction, and how much of it the library took."""
+    """One image, pixels to a Prediction, against the library's share of the same call."""
     from hybrid_rt import HybridEngine
 
     path = folder / "bundle" / file

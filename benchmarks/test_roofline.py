@@ -1,4 +1,4 @@
-"""The machine's own rates and the model's work, measured in the same run as the rows."""
+"""The machine's rates and the model's operations, measured in the same run as the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency, throughput and file-to-label times, each row against the usual ways, pair by pair."""
+"""Latency, throughput and file-to-label times: each row against its baselines, in pairs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OURS = [n for n in ROWS if n.startswith("hybrid-rt") and not n.endswith((CACHED,
 OFFLINE = [EAGER, HINTED, *CUDA, *(n for n in OURS if "fp32" not in n)]
 FILES = [EAGER, *CUDA, *(n for n in OURS if n in LATENCY)]
 LOADS = [EAGER, RUNTIME, PLAIN, *(n for n in ROWS if n.endswith(CACHED))]
-Rounds = Callable[[float], int]  # of the seconds that one round takes
-BATCHES = {"offline": (8, 4)}  # images a batch, batches a call
+Rounds = Callable[[float], int]  # seconds of one round -> number of rounds
+BATCHES = {"offline": (8, 4)}  # images per batch, batches per call
 
 
 @pytest.mark.parametrize("row", LATENCY)
@@ -43,7 +43,7 @@ def test_batch_8(row, arena, rounds, benchmark):
 
 @pytest.mark.parametrize("row", OFFLINE)
 def test_offline(row, arena, rounds, benchmark):
-    """As many images as possible: four batches of eight, side by side where a row can."""
+    """Four batches of eight, side by side if the row supports it."""
     batch, count = BATCHES["offline"]
     images = batch * count
     measure("offline", row, "offline", (batch, count), images, arena, rounds, benchmark)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SIZES = {"full": (224, 8, 3), "tiny": (160, 16, 6)}  # pixels, batch, batches a round
+SIZES = {"full": (224, 8, 3), "tiny": (160, 16, 6)}  # pixels, batch, batches per round
 ROUNDS = 3
 
 
@@ -29,7 +29,7 @@ def samples_in_memory(preset):
 
 
 def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> float:
-    """Images a second of hybrid-train's loop at its defaults, as its own log reports them."""
+    """Return images per second of hybrid-train's loop at its defaults, from its own log."""
     from hybrid_train.config import PRESETS
     from hybrid_train.data.loader import ImageDataset
     from hybrid_train.data.samples import Samples
@@ -64,7 +64,7 @@ def ours(preset: str, images: np.ndarray, labels: np.ndarray, folder: Path) -> f
 
 
 def plain_network(preset: str):
-    """The notebook's model on torchvision's networks, or the tiny preset's timm networks."""
+    """Return the notebook's model on torchvision's networks, or on the tiny preset's from timm."""
     import timm
     import torchvision
     from torch import cat, nn
@@ -91,7 +91,7 @@ def plain_network(preset: str):
 
 
 def plain(preset: str, images: np.ndarray, labels: np.ndarray, *, autocast: bool) -> float:
-    """Images a second of the loop that tutorials show: Dataset, DataLoader, AdamW."""
+    """Return images per second of the loop of tutorials: Dataset, DataLoader, AdamW."""
     import torch
     from PIL import Image
     from torchvision import transforms

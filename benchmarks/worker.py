@@ -1,7 +1,7 @@
-"""One row in one process: loads it, then runs what the parent asks and returns how long it took.
+"""One row in one process, which runs the parent's commands and returns their times.
 
-Separate processes keep libraries, thread pools and memory apart, and make load time and peak
-memory those of the row alone. The parent asks one worker at a time, so that the others sleep.
+Separate processes keep libraries, thread pools and memory apart, so that load time and peak memory
+are those of the row alone. The parent sends a command to one worker at a time; the others sleep.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 
 
 class RowError(RuntimeError):
-    """A row that could not be loaded or run; the message is the worker's."""
+    """A row that cannot be loaded or run, with the worker's message."""
 
 
 def serve(connection: Connection, module: str, name: str, folder: str, started: float) -> None:
-    """The worker's loop: run (command, arguments) until told to stop."""
+    """Run (command, arguments) from the connection until the command "stop"."""
     import importlib
 
     try:
@@ -56,6 +56,7 @@ def serve(connection: Connection, module: str, name: str, folder: str, started: 
 
 
 def run(runner: Any, images: np.ndarray, files: list[str], command: str, *arguments: Any) -> Any:
+    """Run one command; return seconds, logits or bytes."""
     if command == "pixels":
         (batch,) = arguments
         return timed(lambda: runner.pixels(images[:batch]))
@@ -79,9 +80,9 @@ def run(runner: Any, images: np.ndarray, files: list[str], command: str, *argume
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, in bytes.
+    """Return the most memory this process has held, in bytes.
 
-    Not ``ru_maxrss`` where it can be avoided: a new process begins with its parent's.
+    ``ru_maxrss`` is the last resort: in a new process it begins with the parent's.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -91,7 +92,7 @@ def peak_memory() -> int:
 
 
 def timed(call: Any) -> float:
-    """Seconds ``call`` took, with the garbage collector out of the way."""
+    """Return the seconds that ``call`` takes with the garbage collector off."""
     gc.collect()
     gc.disable()
     try:
@@ -103,8 +104,11 @@ def timed(call: Any) -> float:
 
 
 class Worker:
-    """The parent's end. ``load_s`` is from opening the model, imports of its libraries included, to
-    the first prediction; ``first_s`` is that from the start of the process."""
+    """The parent's end of a worker.
+
+    ``load_s`` are the seconds from opening the model to the first prediction, imports of its
+    libraries included; ``first_s`` those from the start of the process.
+    """
 
     def __init__(
         self, name: str, folder: Path, *, module: str = "benchmarks.rows", limit: float = 900

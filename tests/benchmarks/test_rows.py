@@ -1,4 +1,4 @@
-"""What a row is compared with, and the usual ways as their users write them."""
+"""The baselines of a row, each written as its users write it."""
 
 import numpy as np
 import pytest
