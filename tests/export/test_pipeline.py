@@ -193,6 +193,36 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def run_without_torch(folder, *arguments):
+    """Run the command in a process that cannot import PyTorch."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _WITHOUT_TORCH, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=60
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--opset", "12"], ["--verify-limit", "1"]])
+def test_wrong_options_end_before_torch(arguments, tmp_path):
+    done = run_without_torch(tmp_path, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "expected" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_public_names_are_imported_when_used():
+    code = (
+        "import sys, hybrid_export; from hybrid_export import ExportOptions; "
+        "print('torch' in sys.modules); from hybrid_export import export; "
+        "print('torch' in sys.modules, callable(export))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == ["False", "True", "True"]
+
+
 @pytest.mark.parametrize("name", ["run", "run/best.safetensors", "bare.pth"])
 def test_int8_without_images_ends_before_torch(name, checkpoint, tmp_path):
     """A run of an older version keeps validation images only."""
@@ -200,11 +230,7 @@ def test_int8_without_images_ends_before_torch(name, checkpoint, tmp_path):
     (tmp_path / "run" / "validation" / "labels.json").write_text("[]")
     shutil.copy(checkpoint, tmp_path / "run")
     (tmp_path / "bare.pth").write_bytes(b"weights")
-    command = [sys.executable, "-c", _WITHOUT_TORCH, str(tmp_path / name), "--int8"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
-    )
+    done = run_without_torch(tmp_path, str(tmp_path / name), "--int8")
     assert done.returncode == 2, done.stderr
     assert f"{tmp_path / name} came without them" in done.stderr
     assert "Add --calibrate DATA, a few dozen training images, or train again" in done.stderr
