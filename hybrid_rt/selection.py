@@ -72,10 +72,9 @@ def find_model(
 ) -> ModelFile:
     """Return the model file behind the path of a file or bundle; its digest is checked.
 
-    Raises:
-        ModelFileError, DigestError, SpecError: If a file is missing, damaged or does not fit.
-        BackendMissingError: If the GPU cannot be used and no file runs on the CPU.
-        DeviceError: If the file is a plan and the machine has no GPU.
+    Raises ModelFileError, DigestError or SpecError if a file is missing, damaged or does not fit.
+    Raises DeviceError for a plan on a machine without a GPU, BackendMissingError if only the GPU
+    could run a file and a library for it is missing.
     """
     if backend is not None and backend not in BACKENDS:
         raise UsageError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")

@@ -246,7 +246,7 @@ def test_from_session(pixels):
     np.testing.assert_array_equal(engine.predict(pixels).logits[0], prediction.logits)
 
 
-def test_crop_is_not_skipped_for_arrays_of_the_right_size():
+def test_crop_is_applied_to_arrays_of_the_right_size():
     spec = tiny_spec()
     engine = HybridEngine.from_session(FakeSession(spec), spec)
     plain = np.zeros((32, 32, 3), np.uint8)
@@ -329,7 +329,7 @@ def test_bundle_is_checked_before_the_file_is_read(bundle_folder):
         HybridEngine(path)
 
 
-def test_json_of_another_model_is_an_error_not_a_bypass(bundle_folder):
+def test_json_of_another_model_is_an_error(bundle_folder):
     (bundle_folder / "model.json").write_text("{}")
     with pytest.raises(ModelFileError, match="bundle_version is None"):
         HybridEngine(bundle_folder / "model.onnx")

@@ -86,7 +86,7 @@ def test_close_times_do_not_change_the_backend(bundle_folder, with_files, choice
     assert choice(close) == ("model.int8.onnx", "openvino", "fp32"), "bf16 was not validated"
 
 
-def test_a_combination_without_a_passed_check_is_not_taken(bundle_folder, choice):
+def test_fastest_skips_what_no_report_covers(bundle_folder, choice):
     bundle = Bundle.load(bundle_folder)
 
     def with_bf16(passed):

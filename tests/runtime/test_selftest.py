@@ -46,7 +46,7 @@ def test_preprocessing_fault(bundle_folder):
     assert "versions of Pillow" in result.text
 
 
-def test_unreadable_golden_image_is_a_preprocessing_fault(bundle_folder):
+def test_unreadable_golden_image_is_a_pixel_fault(bundle_folder):
     golden = Bundle.load(bundle_folder).load_golden()
     replace_golden(bundle_folder, encoded=(b"junk", golden.encoded[1]))
     with HybridEngine(bundle_folder, backend="onnxruntime") as engine:

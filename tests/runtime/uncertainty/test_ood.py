@@ -127,7 +127,7 @@ def test_the_command(folder, white, images, tmp_path, capsys):
     assert line["label"] is not None
 
 
-def test_without_its_file_a_model_predicts_but_does_not_abstain(copied, white):
+def test_model_without_its_ood_file_cannot_abstain(copied, white):
     (copied / OOD_NAME).unlink()
     with HybridEngine(copied) as engine:
         assert engine.predict(white).is_ood is None
@@ -140,7 +140,9 @@ def test_another_file_is_an_error(copied):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(DigestError, match=r"is not the file that .* names .*copy the complete bundle"):
+    with pytest.raises(
+        DigestError, match=r"is not the file that .* names .*copy the complete bundle"
+    ):
         HybridEngine(copied)
 
 
