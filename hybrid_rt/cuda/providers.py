@@ -1,4 +1,4 @@
-"""Two libraries behind one interface: PyCUDA, and cuda-bindings where PyCUDA does not import.
+"""Two libraries behind one interface: PyCUDA, and cuda-bindings if PyCUDA does not import.
 
 Both call the same driver on the same primary context. PyCUDA is preferred, since other code in the
 process may share its objects; it is built from source. cuda-bindings comes in wheels.
@@ -246,7 +246,7 @@ class BindingsProvider:
 
 
 def load_provider() -> Provider:
-    """Import PyCUDA or, where it does not import, cuda-bindings. Needs a driver; makes no context.
+    """Import PyCUDA, or cuda-bindings if that fails. Needs a driver; makes no context.
 
     Raises:
         BackendMissingError: Neither imports; names what to install.

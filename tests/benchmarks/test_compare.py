@@ -30,7 +30,7 @@ def test_update_keeps_our_ratios_only(baseline):
     assert json.loads(baseline.read_text()) == {"tiny, avx512-bf16, 2 cores": {NAME: 4.0}}
 
 
-def test_several_runs_keep_the_lowest_and_must_all_show_a_fall(tmp_path, capsys):
+def test_several_runs_keep_lowest_ratio(tmp_path, capsys):
     paths = [write_results(tmp_path / f"{ratio}.json", ratio) for ratio in (4.0, 3.0, 2.0)]
     kept = str(tmp_path / "kept.json")
     assert main([*paths[:2], kept, "--update"]) == 0

@@ -58,14 +58,14 @@ def compare_plan(folder, model):
     return report
 
 
-def test_the_plan_is_fp16_and_for_this_gpu(bundle_folder):
+def test_plan_is_fp16_for_this_gpu(bundle_folder):
     _, entry = plan_of(bundle_folder)
     assert entry.precision == "fp16"
     assert entry.dtype_report["weight_share"]["float16"] >= 0.95, entry.dtype_report
     assert cuda_device().compute_capability in entry.built_for.compute_capability.split(",")
 
 
-def test_the_plan_equals_pytorch_within_the_tolerances_of_fp16(bundle_folder, tiny_model):
+def test_plan_equals_pytorch_within_tolerances(bundle_folder, tiny_model):
     report = compare_plan(bundle_folder, tiny_model[0])
     assert report.passed, report.failures
 

@@ -48,9 +48,7 @@ def outputs_alone(tiny_onnx, pixels):
     ("arguments", "tolerance"),
     [pytest.param(a, tolerance, id=n) for n, a, tolerance in ways_here()],
 )
-def test_same_outputs_alone_in_batches_and_in_any_order(
-    tiny_onnx, pixels, outputs_alone, arguments, tolerance
-):
+def test_backend_keeps_the_contract(tiny_onnx, pixels, outputs_alone, arguments, tolerance):
     check_contract(tiny_onnx, pixels, outputs_alone, arguments, tolerance)
 
 

@@ -107,7 +107,7 @@ def test_the_cpu_loads_no_cuda_libraries(machine, monkeypatch, tiny_onnx):
     assert runtime.calls == [["CPUExecutionProvider"]]
 
 
-def test_auto_without_cuda_libraries_says_so_once(broken, tiny_onnx, images, caplog):
+def test_auto_without_cuda_libraries_warns_once(broken, tiny_onnx, images, caplog):
     for _ in range(2):
         with HybridEngine(tiny_onnx) as engine:
             assert engine.info["device"] == "cpu"
@@ -151,13 +151,13 @@ def test_an_explicit_gpu_without_onnxruntime(machine, monkeypatch, tiny_onnx):
             HybridEngine(tiny_onnx, device="cuda:0", backend=backend)
 
 
-def test_a_cpu_library_of_the_callers_choice_is_no_surprise(broken, tiny_onnx, caplog):
+def test_cpu_library_by_choice_warns_of_nothing(broken, tiny_onnx, caplog):
     with HybridEngine(tiny_onnx, backend="openvino") as engine:
         assert "not used" not in engine.info["reason"]
     assert warnings(caplog) == []
 
 
-def test_no_gpu_is_no_surprise(broken, machine, tiny_onnx, caplog):
+def test_no_gpu_warns_of_nothing(broken, machine, tiny_onnx, caplog):
     machine.libcuda = FakeLibcuda(devices=())
     with HybridEngine(tiny_onnx) as engine:
         assert engine.info["device"] == "cpu"

@@ -91,7 +91,7 @@ def open_plan(machine, folder, *, graphs=True, plan=None, **options):
     return open_trt(path, SessionOptions(spec=SPEC, **options), graphs=graphs)
 
 
-def test_batches_of_every_size_on_every_version(machine, tmp_path):
+def test_run_any_batch_size_on_every_version(machine, tmp_path):
     session = open_plan(machine, tmp_path)
     assert session.device == "cuda:0"
     assert machine.trt.__version__ in session.detail
@@ -112,7 +112,7 @@ def test_detail_names_the_memory_provider(machine10, tmp_path, provider):
     assert f"memory through {provider}, CUDA graphs" in session.detail
 
 
-def test_after_a_reset_of_the_device_nothing_ends_the_process(machine10, tmp_path):
+def test_session_after_device_reset_raises(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     machine10.cuda.was_reset = True
     with pytest.raises(BackendError, match=r"CUDA on cuda:0 \(Fake GPU.*context is destroyed"):
@@ -123,7 +123,7 @@ def test_after_a_reset_of_the_device_nothing_ends_the_process(machine10, tmp_pat
     assert machine10.cuda.counts()["device"] > 0, "freed on a context that is gone"
 
 
-def test_after_fork_a_session_is_refused_and_not_freed(machine10, tmp_path, monkeypatch):
+def test_session_after_fork_is_refused_not_freed(machine10, tmp_path, monkeypatch):
     session = open_plan(machine10, tmp_path)
     before, child = machine10.cuda.counts(), os.getpid() + 1
     with monkeypatch.context() as patch:
@@ -135,7 +135,7 @@ def test_after_fork_a_session_is_refused_and_not_freed(machine10, tmp_path, monk
         assert machine10.cuda.counts() == before
 
 
-def test_outputs_are_the_callers_to_keep(machine10, tmp_path):
+def test_outputs_are_copies(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     first = session.run(images(2, seed=1))
     kept = {name: values.copy() for name, values in first.items()}
@@ -146,14 +146,14 @@ def test_outputs_are_the_callers_to_keep(machine10, tmp_path):
         assert values.flags.writeable
 
 
-def test_the_input_may_be_read_only_and_change_afterwards(machine10, tmp_path):
+def test_input_may_be_read_only(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     pixels = images(2)
     pixels.setflags(write=False)
     check(session.run(pixels), pixels)
 
 
-def test_graphs_are_recorded_the_second_time_and_then_used(machine10, tmp_path):
+def test_graph_is_recorded_in_the_second_run(machine10, tmp_path):
     plain = open_plan(machine10, tmp_path, graphs=False)
     session = open_plan(machine10, tmp_path)
     assert "CUDA graphs" in session.detail
@@ -169,7 +169,7 @@ def test_graphs_are_recorded_the_second_time_and_then_used(machine10, tmp_path):
             np.testing.assert_array_equal(outputs[name], values)
 
 
-def test_a_graph_ends_with_the_batch_size_it_was_recorded_for(machine10, tmp_path):
+def test_graph_ends_with_its_batch_size(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     for batch in (4, 4, 4, 1, 4):  # the fake engine refuses a graph of another shape
         pixels = images(batch, seed=batch)
@@ -177,7 +177,7 @@ def test_a_graph_ends_with_the_batch_size_it_was_recorded_for(machine10, tmp_pat
     assert machine10.cuda.counts()["graphs"] == 0
 
 
-def test_alternating_batch_sizes_are_not_recorded_over_and_over(machine10, tmp_path, monkeypatch):
+def test_graph_of_alternating_sizes_is_rare(machine10, tmp_path, monkeypatch):
     session = open_plan(machine10, tmp_path)
     recorded = []
     record = CudaGraph.record.__func__
@@ -195,7 +195,7 @@ def test_alternating_batch_sizes_are_not_recorded_over_and_over(machine10, tmp_p
     assert machine10.cuda.counts()["graphs"] == 1, "a size that stays gets its graph"
 
 
-def test_a_thread_gets_the_context_that_has_its_batch_size(machine10, tmp_path):
+def test_pool_lends_the_context_of_that_batch_size(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     contexts, profile = session._contexts, session._profiles[0]
     with contexts.borrow(profile) as one, contexts.borrow(profile) as other:
@@ -206,7 +206,7 @@ def test_a_thread_gets_the_context_that_has_its_batch_size(machine10, tmp_path):
             assert got is context
 
 
-def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypatch):
+def test_session_without_cuda_bindings_reports_it(machine10, tmp_path, monkeypatch):
     monkeypatch.setattr("hybrid_rt.backends.tensorrt.load_bindings", lambda: None)
     session = open_plan(machine10, tmp_path)
     assert "no CUDA graphs (cuda-bindings is not installed)" in session.detail
@@ -215,7 +215,7 @@ def test_without_cuda_bindings_it_runs_and_says_so(machine10, tmp_path, monkeypa
     assert machine10.cuda.launches == 0
 
 
-def test_a_graph_that_cannot_be_recorded_is_done_without(machine10, tmp_path):
+def test_graph_that_fails_is_reported_and_unused(machine10, tmp_path):
     machine10.cuda.capture_fails = True
     session = open_plan(machine10, tmp_path)
     assert "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED" in session.detail
@@ -225,7 +225,7 @@ def test_a_graph_that_cannot_be_recorded_is_done_without(machine10, tmp_path):
     assert machine10.cuda.launches == 0
 
 
-def test_rtx_uses_its_own_graphs_and_keeps_its_kernels(monkeypatch, tmp_path, provider):
+def test_rtx_uses_own_graphs_and_keeps_kernels(monkeypatch, tmp_path, provider):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     machine = FakeMachine(monkeypatch, "rtx", provider=provider)
     for run in range(2):
@@ -246,7 +246,7 @@ def test_context_gets_auxiliary_streams(machine10, tmp_path):
     assert len(context.aux_streams) == 1
 
 
-def test_several_profiles(machine10, tmp_path):
+def test_several_profiles_split_batches(machine10, tmp_path):
     session = open_plan(machine10, tmp_path, plan={"profiles": ((1, 1), (2, 8), (9, 32))})
     for batch in (1, 5, 20, 40, 1):
         pixels = images(batch, seed=batch)
@@ -255,7 +255,7 @@ def test_several_profiles(machine10, tmp_path):
     assert profiles == [0, 1, 2]
 
 
-def test_a_fixed_batch_is_filled_up(machine10, tmp_path):
+def test_fixed_batch_is_filled_up(machine10, tmp_path):
     session = open_plan(machine10, tmp_path, plan={"profiles": ((4, 4),), "batch": 4})
     for batch in (1, 4, 7):
         pixels = images(batch, seed=batch)
@@ -292,7 +292,7 @@ def test_eight_threads_equal_one(monkeypatch, tmp_path, provider):
     assert sum(machine.cuda.counts().values()) == 0
 
 
-def test_one_context_only_is_enough_for_many_threads(machine10, tmp_path):
+def test_one_context_serves_many_threads(machine10, tmp_path):
     machine10.trt.refuse_contexts = 1
     session = open_plan(machine10, tmp_path)
     batches = [images(2, seed=i) for i in range(24)]
@@ -302,7 +302,7 @@ def test_one_context_only_is_enough_for_many_threads(machine10, tmp_path):
     assert len(machine10.trt.engines[0].contexts) == 1
 
 
-def test_closing_while_others_run(monkeypatch, tmp_path, provider):
+def test_close_while_others_run_ends_them(monkeypatch, tmp_path, provider):
     machine = FakeMachine(monkeypatch, "10.3", delay=0.01, provider=provider)
     session = open_plan(machine, tmp_path)
     started, ended = threading.Event(), []
@@ -328,7 +328,7 @@ def test_closing_while_others_run(monkeypatch, tmp_path, provider):
     assert sum(machine.cuda.counts().values()) == 0
 
 
-def test_close_returns_after_the_calls_under_way(monkeypatch, tmp_path, provider):
+def test_close_waits_for_running_calls(monkeypatch, tmp_path, provider):
     machine = FakeMachine(monkeypatch, "10.3", delay=0.2, provider=provider)
     session = open_plan(machine, tmp_path)
     done = []
@@ -342,14 +342,14 @@ def test_close_returns_after_the_calls_under_way(monkeypatch, tmp_path, provider
     check(done[0], images(1))
 
 
-def test_a_forgotten_session_is_freed(machine10, tmp_path):
+def test_forgotten_session_is_freed(machine10, tmp_path):
     open_plan(machine10, tmp_path)
     gc.collect()
     assert sum(machine10.cuda.counts().values()) == 0
     assert machine10.cuda.stack == []
 
 
-def test_ten_thousand_calls_leave_nothing_behind(machine10, tmp_path):
+def test_ten_thousand_calls_leak_nothing(machine10, tmp_path):
     session = open_plan(machine10, tmp_path)
     pixels = images(1)
     session.run(pixels)
@@ -359,7 +359,7 @@ def test_ten_thousand_calls_leave_nothing_behind(machine10, tmp_path):
     assert machine10.cuda.counts() == before
 
 
-def test_out_of_memory_names_the_way_out_and_frees(machine10, tmp_path):
+def test_out_of_memory_names_remedy_and_frees(machine10, tmp_path):
     machine10.cuda.memory_bytes = 2000
     with pytest.raises(BackendError, match=r"out of memory.*smaller --max-batch"):
         open_plan(machine10, tmp_path)
@@ -377,7 +377,7 @@ def test_memory_limit_bounds_the_contexts(machine10, tmp_path):
     assert len(machine10.trt.engines[0].contexts) <= 2
 
 
-def test_a_damaged_plan(machine, tmp_path):
+def test_damaged_plan_raises(machine, tmp_path):
     path = tmp_path / "model.plan"
     path.write_bytes(b"junk")
     backend = "tensorrt-rtx" if machine.library == "tensorrt_rtx" else "tensorrt"
@@ -387,12 +387,12 @@ def test_a_damaged_plan(machine, tmp_path):
     assert machine.cuda.stack == []
 
 
-def test_a_plan_of_another_model(machine10, tmp_path):
+def test_plan_of_another_model_raises(machine10, tmp_path):
     with pytest.raises(ModelFileError, match=r"\[batch,64,64,3\].*\[batch,32,32,3\]"):
         open_plan(machine10, tmp_path, plan={"size": 64})
 
 
-def test_no_driver_is_said_before_tensorrt_is_loaded(tmp_path, monkeypatch):
+def test_missing_driver_raises_before_tensorrt_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "hybrid_rt.backends.tensorrt.load_tensorrt", lambda name: pytest.fail("TensorRT was loaded")
     )
@@ -407,14 +407,14 @@ def test_no_driver_is_said_before_tensorrt_is_loaded(tmp_path, monkeypatch):
         open_trt(path, SessionOptions(spec=SPEC))
 
 
-def test_cpu_is_no_device_for_a_plan(machine10, tmp_path):
+def test_cpu_as_device_raises(machine10, tmp_path):
     with pytest.raises(BadUsage, match="expected auto, cuda or cuda:N for a TensorRT plan"):
         open_plan(machine10, tmp_path, device="cpu")
     with pytest.raises(DeviceError, match=r"this machine has cuda:0 \(Fake GPU"):
         open_plan(machine10, tmp_path, device="cuda:3")
 
 
-def test_another_gpu_is_named_on_both_sides(machine, tmp_path):
+def test_other_gpu_raises_and_names_both(machine, tmp_path):
     path, options = bundle_of(machine, tmp_path, compute_capability="12.0")
     with pytest.raises(
         DeviceError,
@@ -425,7 +425,7 @@ def test_another_gpu_is_named_on_both_sides(machine, tmp_path):
     assert machine.trt.engines == [], "TensorRT saw the plan"
 
 
-def test_another_version_is_named_on_both_sides(machine, tmp_path):
+def test_other_version_raises_and_names_both(machine, tmp_path):
     path, options = bundle_of(machine, tmp_path, version="9.1.0")
     here = machine.trt.__version__.replace(".", r"\.")
     with pytest.raises(BackendError, match=rf"9\.1\.0; this machine has TensorRT(-RTX)? {here}"):
@@ -433,7 +433,7 @@ def test_another_version_is_named_on_both_sides(machine, tmp_path):
     assert machine.trt.engines == []
 
 
-def test_a_matching_bundle_opens_through_open_session(machine, tmp_path):
+def test_open_session_opens_matching_bundle(machine, tmp_path):
     path, options = bundle_of(machine, tmp_path)
     session = open_session(path, spec=SPEC, options=options)
     pixels = images(2)
@@ -459,7 +459,7 @@ def asked(machine10, monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [{"compute_capability": "7.5"}, {"version": "10.0.1"}])
-def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, asked, changes):
+def test_rebuild_updates_the_bundle(machine10, tmp_path, asked, changes):
     path, options = bundle_of(machine10, tmp_path, **changes)
     rebuilt = SessionOptions(spec=SPEC, bundle=options.bundle, entry=options.entry, rebuild=True)
     session = open_trt(path, rebuilt)
@@ -474,7 +474,7 @@ def test_rebuild_builds_again_and_updates_the_bundle(machine10, tmp_path, asked,
     assert bundle.files["model.plan"].parity_report is None
 
 
-def test_an_engine_speaks_of_the_plan_that_it_built(machine10, tmp_path, asked):
+def test_info_after_rebuild_has_the_new_digest(machine10, tmp_path, asked):
     path, options = bundle_of(machine10, tmp_path, version="10.0.1")
     with HybridEngine(path, rebuild=True) as engine:
         assert asked
@@ -492,12 +492,12 @@ def test_missing_libraries_name_what_to_install(machine10, tmp_path, monkeypatch
         open_plan(machine10, tmp_path)
 
 
-def test_precision_is_the_plans(machine10, tmp_path):
+def test_precision_option_raises(machine10, tmp_path):
     with pytest.raises(BadUsage, match="a plan computes in the precision it was built in"):
         open_plan(machine10, tmp_path, precision="bf16")
 
 
-def test_another_library_than_the_plans(machine10, tmp_path):
+def test_other_library_than_the_plans_raises(machine10, tmp_path):
     path, options = bundle_of(machine10, tmp_path)
     options = SessionOptions(
         spec=SPEC, bundle=options.bundle, entry=options.entry, backend="tensorrt-rtx"

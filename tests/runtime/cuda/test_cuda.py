@@ -137,7 +137,7 @@ def test_nothing_stays_current_after_an_error(gpu):
     assert cuda.stack == []
 
 
-def test_an_error_at_a_memory_address_is_not_out_of_memory(gpu):
+def test_error_at_an_address_is_not_out_of_memory(gpu):
     gpu, _ = gpu
     with gpu.active():
         array, stream = gpu.pinned((4,), np.uint8), gpu.stream()
@@ -259,7 +259,7 @@ def test_neither_provider_imports(gpu, monkeypatch):
     assert "neither imports" in (provider_problem() or "")
 
 
-def test_a_broken_pycuda_leaves_its_place_to_cuda_bindings(gpu, monkeypatch, tmp_path):
+def test_broken_pycuda_is_replaced_by_cuda_bindings(gpu, monkeypatch, tmp_path):
     (tmp_path / "pycuda").mkdir()
     (tmp_path / "pycuda" / "__init__.py").write_text("")
     (tmp_path / "pycuda" / "driver.py").write_text("raise ImportError('libcurand.so.11')")

@@ -72,7 +72,7 @@ def test_every_version_builds(machine, tmp_path):
         assert built.flags == []
 
 
-def test_86_is_held_to_the_types_of_the_graph(machine86, tmp_path):
+def test_86_gets_the_types_of_the_graph(machine86, tmp_path):
     _, built, _ = build_on(machine86, tmp_path)
     model = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "model.onnx")).graph
     values = [*model.value_info, *model.output]
@@ -91,12 +91,12 @@ def test_86_is_held_to_the_types_of_the_graph(machine86, tmp_path):
     assert precisions["Conv"] == precisions["MatMul"] == precisions["LayerNormalization"] == "HALF"
 
 
-def test_an_fp32_graph_sets_no_lower_precision_on_86(machine86, tmp_path):
+def test_86_with_fp32_graph_sets_no_lower_precision(machine86, tmp_path):
     _, built, _ = build_on(machine86, tmp_path, dtype=np.float32)
     assert built.flags == ["OBEY_PRECISION_CONSTRAINTS"]
 
 
-def test_86_leaves_quantized_layers_to_tensorrt(machine86, tmp_path):
+def test_86_leaves_quantized_layers_unconstrained(machine86, tmp_path):
     from onnx import TensorProto, helper, numpy_helper
 
     path = write_typed_onnx(tmp_path / "source.onnx", np.float32)
@@ -138,7 +138,7 @@ def test_dtype_report_is_that_of_the_graph(machine, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "not JSON", "[]", '{"Layers": ["name only"]}', "{}"])
-def test_an_inspector_that_says_nothing(text):
+def test_engine_layers_without_layers_is_none(text):
     assert engine_layers(text) is None
 
 
@@ -155,7 +155,7 @@ def test_options_reach_the_configuration(monkeypatch, tmp_path):
     assert result["built_for"]["version_compatible"]
 
 
-def test_a_graph_of_fixed_batch_needs_no_profile(monkeypatch, tmp_path):
+def test_fixed_batch_needs_no_profile(monkeypatch, tmp_path):
     machine = FakeMachine(monkeypatch, "11.4")
     result, built, _ = build_on(machine, tmp_path, graph={"batch": 3})
     assert built.profiles == []
@@ -186,30 +186,30 @@ def test_rtx_targets(monkeypatch, tmp_path):
         build_on(machine, tmp_path, compute_capabilities=["9.0"])
 
 
-def test_rtx_on_a_gpu_it_does_not_know(monkeypatch, tmp_path):
+def test_rtx_on_an_unknown_gpu_raises(monkeypatch, tmp_path):
     machine = FakeMachine(monkeypatch, "rtx", devices=(("H200", 9, 0),))
     with pytest.raises(DeviceError, match=r"cannot build for cuda:0 \(H200.*use TensorRT"):
         build_on(machine, tmp_path)
 
 
-def test_a_refused_graph_names_the_node(machine, tmp_path):
+def test_refused_graph_raises_and_names_the_node(machine, tmp_path):
     with pytest.raises(ModelFileError, match=r"parser refuses .*node .*: no importer registered"):
         build_on(machine, tmp_path, graph={"unknown_operator": True})
     assert not (tmp_path / "model.plan").exists()
 
 
-def test_a_failed_build_says_what_tensorrt_said(machine, tmp_path):
+def test_failed_build_raises_with_tensorrts_error(machine, tmp_path):
     machine.trt.build_fails = True
     with pytest.raises(BackendError, match="could not find any implementation"):
         build_on(machine, tmp_path)
 
 
-def test_86_refuses_an_opset_it_reads_wrongly(machine86, tmp_path):
+def test_86_with_opset_18_raises(machine86, tmp_path):
     with pytest.raises(ModelFileError, match=r"is opset 18; TensorRT 8\.6\.1 reads 17 at most"):
         build_on(machine86, tmp_path, graph={"opset": 18})
 
 
-def test_86_has_no_bfloat16(machine86):
+def test_86_with_bfloat16_raises(machine86):
     def parse(trt, network, path):
         images = network.add_input("images", trt.DataType.UINT8, [-1, 32, 32, 3])
         network.add_cast(images, SimpleNamespace(name="BF16"))
