@@ -86,7 +86,9 @@ def backbone_groups(backbone: nn.Module, config: RunConfig) -> list[dict[str, An
     decay, excluded = config.weight_decay, ("pos_embed", "cls_token")
     groups: list[dict[str, Any]]
     if config.layer_decay < 1:
-        groups = param_groups_layer_decay(backbone, decay, excluded, layer_decay=config.layer_decay)
+        groups = param_groups_layer_decay(
+            backbone, decay, no_weight_decay_list=excluded, layer_decay=config.layer_decay
+        )
     else:
         groups = param_groups_weight_decay(backbone, decay, no_weight_decay_list=excluded)
     return groups
