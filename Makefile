@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Packages that mypy checks.
-TYPED  := hybrid_rt
+TYPED  := hybrid_rt hybrid_export hybrid_train
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow check types format bench bench-quick clean

@@ -1,4 +1,4 @@
-"""What the GPU tests stand on: whether they can run here, and bundles with plans for this GPU."""
+"""Bundles with plans for this GPU, and the reason if GPU tests cannot run here."""
 
 from factories.tiny_hybrid import write_images
 from hybrid_export.artifacts.tensorrt import why_no_engine
@@ -8,12 +8,12 @@ from hybrid_rt.tensorrt.library import installed_libraries
 
 
 def why_not():
-    """Why the GPU tests cannot run here; None where they can."""
+    """Return why the GPU tests cannot run here, or None."""
     return why_no_engine(ExportOptions())
 
 
 def plan_flags():
-    """The exporter's flags for a plan of this machine."""
+    """Return the exporter's flags for a plan of this machine."""
     if "tensorrt" in installed_libraries():
         return ["--tensorrt"]
     major, _, minor = cuda_device().compute_capability.partition(".")
@@ -21,7 +21,7 @@ def plan_flags():
 
 
 def export_hybrid(folder, model, spec, *flags, count=24):
-    """A bundle with an FP16 plan, made by the command that a user types."""
+    """Export a bundle with an FP16 plan by the command that users type; return its folder."""
     from hybrid_export.cli import main
     from hybrid_train.model.checkpoint import save_checkpoint
 

@@ -2,7 +2,7 @@
 
 
 def parity_report(precision="fp32", passed=True, **checks):
-    """A parity report as hybrid-export writes it, of what ran on ONNX Runtime and on OpenVINO.
+    """Return a parity report as hybrid-export writes it, of ONNX Runtime and OpenVINO.
 
     ``checks`` adds OpenVINO's other precisions: ``bf16=True`` for one that passed.
     """

@@ -1,4 +1,4 @@
-"""A hybrid small enough to trace in seconds, with weights as lively as training makes them."""
+"""A hybrid small enough to trace in seconds, with weights of the size that training reaches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZE = 48
 def make_model(
     vit: str = "test_vit", cnn: str = "test_resnet", size: int = SIZE, seed: int = 0
 ) -> tuple[HybridClassifier, ModelSpec]:
-    """A hybrid whose normalizations have statistics and whose outputs depend on the image."""
+    """Return a hybrid with normalization statistics and outputs that differ, and its spec."""
     torch.manual_seed(seed)
     branches = describe_branches(vit, cnn, (size, size))
     spec = ModelSpec(
@@ -39,10 +39,11 @@ def make_model(
 def enliven(
     model: HybridClassifier, spec: ModelSpec, gain: float = 1.2, residual: float = 1.0
 ) -> None:
-    """Weights of a size that training reaches: random initial ones return nearly the same for all.
+    """Set weights of a size that training reaches, in place.
 
-    A deep random network is chaotic: with a large ``gain`` it amplifies every rounding, and so it
-    does unless ``residual``, what a bottleneck block adds, is small, as training has it.
+    With random initial weights all images have nearly the same outputs. A deep random network also
+    amplifies every rounding if ``gain`` is large, or if ``residual``, the share that a bottleneck
+    block adds, is not as small as after training.
     """
     height, width = spec.preprocess.height, spec.preprocess.width
     with torch.no_grad():
@@ -71,7 +72,7 @@ def enliven(
 
 
 def write_images(folder: Path, count: int, seed: int = 0) -> Path:
-    """Smooth random images, half of them in each of two class folders."""
+    """Write smooth random images to two class folders, half of them each; return their parent."""
     rng = np.random.default_rng(seed)
     for i in range(count):
         name = ("benign", "malignant")[i % 2]

@@ -11,7 +11,7 @@ HEATMAPS = ("heatmap_vit", "heatmap_cnn")
 
 
 def tiny_spec(*, size=32, classes=("benign", "malignant"), explain=False, **changes):
-    """A spec that fits write_tiny_onnx."""
+    """Return a spec that fits ``write_tiny_onnx``."""
     outputs = [
         Output(name="probabilities", shape=("batch", len(classes))),
         Output(name="logits", shape=("batch", len(classes))),

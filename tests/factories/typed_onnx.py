@@ -10,7 +10,7 @@ TYPES = {np.float16: TensorProto.FLOAT16, np.float32: TensorProto.FLOAT}
 def write_typed_onnx(
     path, dtype=np.float16, *, batch="batch", size=32, opset=17, unknown_operator=False
 ):
-    """uint8 NHWC images to probabilities, logits and features; weights and layers in ``dtype``."""
+    """Write a graph from uint8 NHWC images to the outputs, with weights and layers in ``dtype``."""
     random = np.random.default_rng(0)
     kind = TYPES[dtype]
     arrays = {

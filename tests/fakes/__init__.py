@@ -1,1 +1,1 @@
-"""Stand-ins for libraries that are not here, one module a library."""
+"""Stand-ins for libraries that this machine may lack, one module or package per library."""

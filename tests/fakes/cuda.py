@@ -1,9 +1,9 @@
 """CUDA on host memory: stand-ins for ``pycuda.driver`` and ``cuda.bindings.driver``.
 
-Everything happens at once, in the caller's thread, except what a stream records for a graph. What
-a GPU punishes later is refused at once: work without a current context, freed memory or another
-context's, sizes that do not fit, waiting on a stream that records, allocating or freeing while
-recording.
+All work runs at once in the caller's thread, except work that a stream records for a graph. Errors
+that a GPU reports later raise at once: work without a current context, memory that is freed or of
+another context, sizes that do not fit, waiting on a stream that records, allocating or freeing
+while recording.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _CONTEXT = 77
 
 
 class FakeCudaError(Exception):
-    """What pycuda.driver.Error is; ``status`` is the name of the CUresult."""
+    """The fake of pycuda.driver.Error; ``status`` is the name of the CUresult."""
 
     def __init__(self, text, status="CUDA_ERROR_INVALID_VALUE"):
         super().__init__(text)
@@ -28,7 +28,7 @@ class FakeCudaError(Exception):
 
 
 class FakeCuda:
-    """One fake GPU. ``driver`` and ``bindings`` go in place of the modules; ``live`` counts."""
+    """One fake GPU. ``driver`` and ``bindings`` replace the modules; ``live`` holds all objects."""
 
     def __init__(self, memory_bytes=1 << 30):
         self.memory_bytes = memory_bytes
@@ -46,21 +46,21 @@ class FakeCuda:
 
     @property
     def stack(self):
-        """Contexts pushed in this thread."""
+        """Return the contexts pushed in this thread."""
         if not hasattr(self._stacks, "items"):
             self._stacks.items = []
         return self._stacks.items
 
     def counts(self):
-        """How many objects of each kind are alive."""
+        """Return the number of live objects of each kind."""
         return {kind: len(items) for kind, items in self.live.items()}
 
     def array_at(self, address, size):
-        """Bytes of device memory from an address inside an allocation."""
+        """Return the bytes of device memory from an address inside an allocation."""
         return self._view("device", address, size)
 
     def enqueue(self, handle, work):
-        """Run work now, or record it where the stream records."""
+        """Run work now, or record it if the stream records."""
         self.need_context()
         stream = self.live["streams"][handle]
         if stream.recorded is not None:
@@ -104,7 +104,7 @@ class FakeCuda:
             raise FakeCudaError("operation not permitted when stream is capturing")
 
     def take(self, kind, size):
-        """Allocate; returns the address."""
+        """Allocate, and return the address."""
         self._outside_of_recordings()
         if kind == "device":
             used = sum(len(memory) for memory in list(self.live["device"].values()))
@@ -116,7 +116,7 @@ class FakeCuda:
         return memory.ctypes.data
 
     def drop(self, kind, address):
-        """Free what ``take`` gave."""
+        """Free an address that ``take`` returned."""
         self._outside_of_recordings()
         if address not in self.live[kind]:
             raise FakeCudaError("invalid argument")
@@ -240,7 +240,7 @@ class FakeCuda:
         texts = {}
 
         def call(function):
-            """Status first, then the value, as cuda-bindings' calls return them."""
+            """Return the status first, then the value, as cuda-bindings' calls do."""
 
             @functools.wraps(function)
             def wrapped(*arguments):
@@ -357,7 +357,7 @@ class FakeCuda:
 
 
 class FakeLibcuda:
-    """Stands in for ``ctypes.CDLL("libcuda.so.1")``; ``devices`` are (name, major, minor)."""
+    """The fake of ``ctypes.CDLL("libcuda.so.1")``; ``devices`` are (name, major, minor)."""
 
     def __init__(self, devices=(("Fake GPU", 8, 9),), init_status=0):
         self.devices = devices

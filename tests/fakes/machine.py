@@ -10,12 +10,12 @@ import hybrid_rt.tensorrt.library
 from fakes.cuda import FakeCuda, FakeLibcuda
 from fakes.tensorrt import fake_tensorrt, parse_onnx
 
-#: What there is for GPU memory; see hybrid_rt.cuda.providers.
+#: The libraries for GPU memory; see hybrid_rt.cuda.providers.
 PROVIDERS = ["PyCUDA", "cuda-bindings"]
 
 
 class FakeMachine:
-    """``cuda``, ``trt`` and ``libcuda`` are the fakes in place; ``provider`` is what imports."""
+    """The fakes ``cuda``, ``trt`` and ``libcuda`` in place; only ``provider`` can be imported."""
 
     def __init__(
         self, monkeypatch, version, *, devices=(("Fake GPU", 8, 9),), delay=0.0, provider="PyCUDA"

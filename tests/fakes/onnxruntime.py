@@ -1,4 +1,4 @@
-"""onnxruntime-gpu without a GPU: the real onnxruntime, which says that it has other providers.
+"""onnxruntime-gpu without a GPU: the real onnxruntime, with other providers in its list.
 
 ``cuda_works`` decides whether a session that asks for CUDA reports it, or falls back to the CPU as
 the real one does if its libraries do not load. Sessions run on the CPU in any case.
@@ -13,7 +13,7 @@ from hybrid_rt.backends import gpu_support
 
 
 class FakeOnnxRuntime(types.ModuleType):
-    """``calls`` lists ``preload`` and the providers of each session, in order."""
+    """The patched module; ``calls`` lists ``preload`` and each session's providers in order."""
 
     def __init__(self, monkeypatch, *, providers=("CUDA", "CPU"), cuda_works=True, preload=True):
         super().__init__("onnxruntime")

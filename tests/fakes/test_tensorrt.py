@@ -1,4 +1,4 @@
-"""The fake TensorRT refuses what the real one refuses, and computes what it claims."""
+"""The fake TensorRT: members that it refuses, as the real one, and outputs of its toy engine."""
 
 import numpy as np
 import pytest

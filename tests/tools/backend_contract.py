@@ -16,7 +16,7 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 def run_alone(path: Path, pixels: NDArray[np.uint8]) -> Outputs:
-    """Return the outputs of ONNX Runtime on the CPU, one image a call."""
+    """Return the outputs of ONNX Runtime on the CPU, one image per call."""
     with HybridEngine(path, backend="onnxruntime", device="cpu") as engine:
         return {
             name: np.concatenate([engine.run(p[None])[name] for p in pixels]) for name in OUTPUTS

@@ -2,8 +2,8 @@
 
 python tests/tools/check_words.py [FILE ...]    # every tracked file by default
 
-Prints ``file:line: word; use …`` for each and exits with 1. A legitimate use goes into ALLOWED
-with its reason.
+Prints ``file:line: word; use …`` for each and exits with 1. ALLOWED lists other uses of a word,
+each with its reason.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-#: What stands between the words of a phrase or of an identifier; also a line break in a comment.
+#: Separators between the words of a phrase or of an identifier, also a line break in a comment.
 _GAP = r"(?:[\s_-]|\n\s*#:?)+"
 
-#: The words, as regular expressions, and what to write instead. A blank is _GAP.
+#: The words, as regular expressions, and their replacements. A blank is _GAP.
 FORBIDDEN = {
     r"pictures?": "image",
     r"films?": "mammogram, or image",
@@ -51,7 +51,7 @@ ALLOWED = {
     r"\.parts\b": "pathlib's attribute",
 }
 
-#: Files that are not ours to word, each with its reason.
+#: Files whose words are not ours, each with its reason.
 SKIPPED = {
     r"(^|/)LICENSE$": "a legal text",
     r"(^|/)tensorrt_api\.json$": "names of TensorRT's own Python API",
@@ -70,7 +70,7 @@ _WORDS = [
 
 
 def find(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, word, what to write instead) of each forbidden word in a text."""
+    """Yield (line, word, replacement) of each forbidden word in a text."""
     for allowed in ALLOWED:
         text = re.sub(allowed, lambda m: "." * len(m.group()), text)
     for word, use in _WORDS:
@@ -79,7 +79,7 @@ def find(text: str) -> Iterator[tuple[int, str, str]]:
 
 
 def tracked_files() -> list[Path]:
-    """The text files that git tracks in the current folder's repository."""
+    """Return the text files that git tracks in the current folder's repository."""
     listing = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True)
     return [
         Path(name)

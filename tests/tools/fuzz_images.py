@@ -62,7 +62,7 @@ def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 def with_right_checksums(data: bytes) -> bytes:
-    """A PNG file whose chunks pass Pillow's check, so that the damage gets further in."""
+    """Return a PNG file with valid chunk checksums, so that the decoder reads the damage."""
     out, at = bytearray(data), 8
     while at + 12 <= len(out):
         (length,) = struct.unpack(">I", out[at : at + 4])

@@ -1,4 +1,4 @@
-"""Mutate ONNX files, open and run each in a child process, count what happens.
+"""Mutate ONNX files, open and run each in a child process, and count the outcomes.
 
 python tests/tools/fuzz_models.py --count 2000 --backend onnxruntime
 
@@ -23,7 +23,7 @@ SECONDS = 20  # for one mutant
 
 
 def mutate(data: bytes, seed: int) -> bytes:
-    """Odd seeds damage the file; even ones its graph alone, in a file that is whole around it."""
+    """Damage the file for odd seeds; for even ones only its graph, in an intact file."""
     import onnx
 
     if seed % 2:
@@ -35,7 +35,7 @@ def mutate(data: bytes, seed: int) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """Protobuf's variable-length integer."""
+    """Return Protobuf's variable-length integer."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -44,7 +44,7 @@ def varint(value: int) -> bytes:
 
 
 def damage(data: bytes, seed: int) -> bytes:
-    """Bytes changed, inserted, removed or doubled, in a few places."""
+    """Change, insert, remove or double bytes in a few places."""
     rng = random.Random(seed)
     raw = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
@@ -67,7 +67,7 @@ def damage(data: bytes, seed: int) -> bytes:
 
 
 def child(folder: Path, first: int, count: int, backend: str, bundle: bool) -> None:
-    """Run mutants first..first+count-1; a line before and after each."""
+    """Run mutants first..first+count-1, with a line before and after each."""
     import numpy as np
 
     from hybrid_rt import HybridEngine, HybridError
@@ -97,7 +97,7 @@ def child(folder: Path, first: int, count: int, backend: str, bundle: bool) -> N
 
 
 def fuzz(folder: Path, count: int, backend: str, *, bundle: bool, first: int = 0):
-    """Counts of what happened, by name; crashes and hangs with the seeds that made them."""
+    """Return the counts of outcomes by name, and the seeds of crashes and hangs."""
     counts: collections.Counter[str] = collections.Counter()
     seeds: dict[str, list[int]] = collections.defaultdict(list)
     at, stop = first, first + count
@@ -156,7 +156,7 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    """A whole file to mutate, a folder for lone mutants, a bundle for the others."""
+    """Make the file to mutate, a folder for lone mutants, and a bundle for the others."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from factories.tiny_onnx import tiny_spec, write_tiny_onnx
     from hybrid_rt.bundle.manifest import Bundle, describe_file

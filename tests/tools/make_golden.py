@@ -27,14 +27,14 @@ HEIGHT, WIDTH = 16, 20
 
 
 def rgb8() -> np.ndarray:
-    """A colour image whose corners differ, so that no turn or flip goes unseen."""
+    """Return a colour image whose corners differ, which shows every turn and flip."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     planes = [y * 16, x * 12, (x * y) % 256]
     return np.stack(planes, axis=2).astype(np.uint8)
 
 
 def grey16() -> np.ndarray:
-    """Values over the whole 16-bit range, most of them no multiple of 256."""
+    """Return values over the full 16-bit range, most of them no multiple of 256."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     return ((y * WIDTH + x) * 65535 // (HEIGHT * WIDTH - 1)).astype(np.uint16)
 
@@ -46,7 +46,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def png(raw: np.ndarray, colour_type: int) -> bytes:
-    """16 bits a channel, which Pillow cannot write in colour (PNG specification, 2nd edition)."""
+    """Write 16 bits per channel, as Pillow cannot in colour (PNG specification, 2nd edition)."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -70,7 +70,7 @@ def tiff(
     orientation: int = 1,
     big: bool = False,
 ) -> bytes:
-    """One uncompressed strip (TIFF 6.0)."""
+    """Write one uncompressed strip (TIFF 6.0)."""
     order = ">" if big else "<"
     short, long = 3, 4
     tags = [
@@ -103,19 +103,19 @@ def tiff(
 
 
 def packed12(values: np.ndarray) -> bytes:
-    """Two 12-bit values in three bytes, each row from a new byte."""
+    """Pack two 12-bit values into three bytes; each row begins with a new byte."""
     a, b = values[:, ::2].astype(np.uint32), values[:, 1::2].astype(np.uint32)
     return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=2).astype(np.uint8).tobytes()
 
 
 def over_black(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """round(colour * alpha / 255); for integers no result lies on a half."""
+    """Return round(colour * alpha / 255); for integers no result lies on a half."""
     shape = alpha.shape + (1,) * (colour.ndim - 2)
     return np.rint(colour * (alpha.reshape(shape) / 255.0)).astype(np.uint8)
 
 
 def file_images() -> dict[str, tuple[bytes, np.ndarray]]:
-    """File name to (file, decoded pixels)."""
+    """Return file name -> (file, decoded pixels)."""
     rgb, wide = rgb8(), grey16()
     grey = np.ascontiguousarray(rgb[:, :, 1])
     grey[0, 0] = 200

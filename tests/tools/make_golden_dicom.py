@@ -23,7 +23,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def dataset(pixels: np.ndarray, *, syntax: str = ExplicitVRLittleEndian, **tags: object) -> Dataset:
-    """``pixels``: [rows, columns] or [rows, columns, 3], stored as they are."""
+    """Return a data set with ``pixels`` ([rows, columns] or [rows, columns, 3]) unchanged."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = syntax
@@ -66,12 +66,12 @@ def lut_item(entries: np.ndarray, first: int, bits: int) -> Dataset:
 
 
 def to_255(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """low to 0, high to 255, nearest level, held inside."""
+    """Map low to 0 and high to 255, rounded and clipped."""
     return np.clip(np.floor((values - low) * 255.0 / (high - low) + 0.5), 0, 255).astype(np.uint8)
 
 
 def window(values: np.ndarray, center: float, width: float) -> np.ndarray:
-    """PS3.3 C.11.2.1.2.1, the function LINEAR, with 0 and 255 as its output range."""
+    """Apply the function LINEAR of PS3.3 C.11.2.1.2.1 with the output range 0 to 255."""
     out = ((values - (center - 0.5)) / (width - 1) + 0.5) * 255
     out = np.where(values <= center - 0.5 - (width - 1) / 2, 0, out)
     out = np.where(values > center - 0.5 + (width - 1) / 2, 255, out)
@@ -79,7 +79,7 @@ def window(values: np.ndarray, center: float, width: float) -> np.ndarray:
 
 
 def dicom_images(rgb: np.ndarray, wide: np.ndarray) -> dict[str, tuple[bytes, np.ndarray]]:
-    """File name to (file, decoded pixels)."""
+    """Return file name -> (file, decoded pixels)."""
     grey = (wide >> 8).astype(np.uint8)
     twelve = (wide >> 4).astype(np.uint16)  # 0..4095
     narrow = (wide // 64 + 300).astype(np.uint16)  # 300..1323

@@ -1,4 +1,4 @@
-"""Records what a TensorRT has: classes, members, parameters, enumerations, into tensorrt_api.json.
+"""Record a TensorRT's classes, members, parameters and enumerations in tensorrt_api.json.
 
     python tests/tools/make_tensorrt_api.py tensorrt            # whatever is installed
     python tests/tools/make_tensorrt_api.py tensorrt_bindings 8.6
@@ -74,7 +74,7 @@ PYCUDA_FUNCTIONS = [
 
 
 def parameters(name, text):
-    """Lists of (name, optional), one for each overload, from a pybind11 or Boost docstring."""
+    """Return lists of (name, optional), one per overload, from a pybind11 or Boost docstring."""
     found = []
     for line in (text or "").splitlines():
         line = re.sub(r"^\d+\. ", "", line.strip())

