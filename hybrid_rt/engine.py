@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_rt.backends.base import Outputs, Pixels, Session
+from hybrid_rt.backends.base import Outputs, Pixels, Session, check_positive
 from hybrid_rt.bundle.manifest import Bundle
 from hybrid_rt.environment import packages
-from hybrid_rt.errors import BackendError, ImageError, ModelFileError, UsageError
+from hybrid_rt.errors import BackendError, DigestError, ImageError, ModelFileError, UsageError
 from hybrid_rt.images.arrays import is_input
 from hybrid_rt.images.load import load_pixels
 from hybrid_rt.images.sources import as_sources, source_name
@@ -108,7 +108,12 @@ class HybridEngine:
             "rebuild": rebuild,
         }
         session, model = open_model(Path(path), **asked)
-        self._reopen: tuple[str, dict[str, Any]] | None = (os.fspath(path), asked)
+        try:
+            OodDetector.check(model.path.parent, model.spec, in_bundle=model.bundle is not None)
+        except BaseException:
+            session.close()
+            raise
+        self._reopen: dict[str, Any] | None = asked
         self._set_up(session, model.spec, model, batch_size)
 
     @classmethod
@@ -140,6 +145,9 @@ class HybridEngine:
         self._process = os.getpid()
         self._closed = False
         self._folder = None if model is None else model.path.parent
+        # Of the file that is open: another process may have another working folder.
+        self._path = None if model is None else model.path.absolute()
+        self._identity = None if self._reopen is None else _identity(self._path, model)
         self._ood = None if self._folder is None else OodDetector.load(self._folder, spec)
 
     @overload
@@ -265,7 +273,7 @@ class HybridEngine:
         check_heatmaps(self._session.output_names, self._describe_file())
         reader = RowReader(spec=self.spec, rules=self.rules(**rules), float_range=float_range)
         # Each image is read twice, for the model and for people; a file can be read once.
-        rereadable = (s.read() if hasattr(s, "read") else s for s in as_sources(imgs).items)
+        rereadable = (_read_once(source) for source in as_sources(imgs).items)
         return reader.explanations(self._pipeline(batch_size, float_range).stream(rereadable))
 
     def selftest(self) -> SelfTest:
@@ -372,9 +380,14 @@ class HybridEngine:
         )
 
     def close(self) -> None:
-        """Free what the library holds. May be called twice."""
+        """Free what the library holds. May be called twice.
+
+        In a child that was forked from the engine's process it frees nothing: the library's threads
+        are the parent's.
+        """
         self._closed = True
-        self._session.close()
+        if os.getpid() == self._process:
+            self._session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -385,15 +398,13 @@ class HybridEngine:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is None:
             raise UsageError("an engine made with from_session cannot be pickled; open a file")
-        path, asked = self._reopen
-        return functools.partial(type(self), **asked), (path,)
+        assert self._model is not None
+        return _reopen, (type(self), self._path, self._identity, self._reopen)
 
     def _pipeline(
         self, batch_size: int | None, float_range: _Range, decode_threads: int | None = None
     ) -> Pipeline:
-        for name, value in (("batch_size", batch_size), ("decode_threads", decode_threads)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; expected a positive integer")
+        check_positive(batch_size=batch_size, decode_threads=decode_threads)
         return Pipeline(
             load=functools.partial(self.load, float_range=float_range),
             run=self._scored,
@@ -418,3 +429,39 @@ class HybridEngine:
 
     def _describe_file(self) -> str:
         return "session" if self._model is None else str(self._model.path)
+
+
+def _identity(path: Path | None, model: ModelFile | None) -> str | tuple[int, int] | None:
+    """The file's SHA-256 if its bundle has it, else its size and time of change in ns."""
+    if path is None or model is None:
+        return None
+    if model.entry is not None:
+        return model.entry.sha256
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _reopen(
+    kind: type[HybridEngine], path: Path, identity: object, asked: dict[str, Any]
+) -> HybridEngine:
+    """Open a pickled engine's file. Raises DigestError if it was replaced in between."""
+    engine = kind(path, **asked)
+    if engine._identity != identity:
+        engine.close()
+        raise DigestError(
+            f"{path} was replaced after the engine that opened it was pickled; open the model "
+            "again and pickle that engine"
+        )
+    return engine
+
+
+def _read_once(source: Any) -> Any:
+    """The bytes of a file object, which can be read once; anything else as it is."""
+    if not hasattr(source, "read"):
+        return source
+    data = source.read()
+    if not isinstance(data, (bytes, bytearray)):
+        raise ImageError(
+            f"{source_name(source)} returns text; expected bytes: open the file with mode 'rb'"
+        )
+    return bytes(data)

@@ -13,8 +13,8 @@ import numpy as np
 
 from hybrid_rt.backends.base import Outputs, Pixels
 from hybrid_rt.cpu import cores
-from hybrid_rt.errors import HybridError
-from hybrid_rt.images.sources import Sources, is_named, source_name
+from hybrid_rt.errors import BackendError, HybridError
+from hybrid_rt.images.sources import Sources, is_named, own_copy, source_name
 
 _MAX_DECODE_THREADS = 8
 
@@ -46,32 +46,38 @@ class Pipeline:
         items, ready = sources.items, self.is_ready
         if sources.is_one:
             (source,) = items
-            yield source, source_name(source), _row(self.run(self.load(source)[None]), 0)
+            name = source_name(source)
+            yield source, name, _checked(_row(self.run(self.load(source)[None]), 0, name))
         elif ready(items, 4) or (isinstance(items, list) and all(ready(i, 3) for i in items)):
             yield from self._run_ready(items)
         else:
             for i, (source, name, row) in enumerate(self.stream(items)):
-                if isinstance(row, HybridError):
-                    raise row if is_named(source) else type(row)(f"image {i}: {row}") from row
-                yield source, name, row
+                if isinstance(row, HybridError) and not is_named(source):
+                    raise type(row)(f"image {i}: {row}") from row
+                yield source, name, _checked(row)
 
     def _run_ready(self, images: Any) -> Iterator[tuple[Any, str, Outputs]]:
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
             outputs = self.run(np.stack(batch) if isinstance(batch, list) else batch)
             for i, image in enumerate(batch):
-                yield image, source_name(image, start + i), _row(outputs, i)
+                name = source_name(image, start + i)
+                yield image, name, _checked(_row(outputs, i, name))
 
     def stream(self, sources: Iterable[Any]) -> Iterator[Result]:
         """Yield the results for ``sources`` in their order.
 
         At most two batches and one image per decoding thread are held decoded, and ``parallel`` + 1
-        batches run or wait to be taken. An error that ``load`` raises takes the place of its
-        source's row; one that ``run`` raises ends the iteration.
+        batches run or wait to be taken. An error that ``load`` raises, or an output that is not
+        finite, takes the place of its source's row. An error that ``run`` raises ends the
+        iteration. An error of the iterator ``sources`` is raised after the results of all that it
+        yielded. What an iterator yields may be changed by it afterwards: it is copied here.
         """
         threads = self.decode_threads or min(cores(), _MAX_DECODE_THREADS)
         window = 2 * self.batch_size + threads
         remaining = iter(sources)
+        keeps = isinstance(sources, (list, tuple, np.ndarray))
+        broken: list[BaseException] = []
         count = itertools.count()
         decoding: deque[tuple[Any, Future[Pixels]]] = deque()
         running: deque[_Batch] = deque()
@@ -79,7 +85,15 @@ class Pipeline:
         runners = ThreadPoolExecutor(self.parallel, "hybrid-run")
 
         def fill() -> None:
-            for source in itertools.islice(remaining, window - len(decoding)):
+            while not broken and len(decoding) < window:
+                try:
+                    source = next(remaining)
+                    source = source if keeps else own_copy(source)
+                except StopIteration:
+                    break
+                except Exception as err:  # of the caller's iterator
+                    broken.append(err)
+                    break
                 decoding.append((source, decoders.submit(self.load, source)))
 
         try:
@@ -95,13 +109,29 @@ class Pipeline:
                     yield from running.popleft().results(count)
             while running:
                 yield from running.popleft().results(count)
+            if broken:
+                raise broken[0]
         finally:  # also when the caller stops early
             decoders.shutdown(wait=True, cancel_futures=True)
             runners.shutdown(wait=True, cancel_futures=True)
 
 
-def _row(outputs: Outputs, index: int) -> Outputs:
-    return {name: values[index] for name, values in outputs.items()}
+def _row(outputs: Outputs, index: int, name: str) -> Outputs | HybridError:
+    """One image's outputs, or the error that one of them is not finite."""
+    row = {output: values[index] for output, values in outputs.items()}
+    wrong = [output for output, values in row.items() if not np.isfinite(values).all()]
+    if not wrong:
+        return row
+    return BackendError(
+        f"{name}: the model returned {', '.join(wrong)} that is not finite, so there is no "
+        "prediction; run the self-test, and try another backend or precision"
+    )
+
+
+def _checked(row: Outputs | HybridError) -> Outputs:
+    if isinstance(row, HybridError):
+        raise row
+    return row
 
 
 class _Batch:
@@ -131,4 +161,4 @@ class _Batch:
         rows = itertools.count()
         for source, error in self.entries:
             name = source_name(source, next(count))
-            yield source, name, _row(outputs, next(rows)) if error is None else error
+            yield source, name, _row(outputs, next(rows), name) if error is None else error

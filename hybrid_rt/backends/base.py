@@ -77,10 +77,17 @@ class SessionOptions:
             raise UsageError(f"precision is {self.precision!r}; expected 'auto', 'fp32' or 'bf16'")
         if self.mode not in ("latency", "throughput"):
             raise UsageError(f"mode is {self.mode!r}; expected 'latency' or 'throughput'")
-        for name in ("threads", "batch_size", "memory_limit"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name} is {value!r}; expected a positive integer")
+        check_positive(
+            threads=self.threads, batch_size=self.batch_size, memory_limit=self.memory_limit
+        )
+
+
+def check_positive(**values: int | None) -> None:
+    """Raise UsageError for a value that is neither None nor a positive integer."""
+    for name, value in values.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and value > 0):
+            raise UsageError(f"{name} is {value!r}; expected a positive integer")
 
 
 class SessionClass(Protocol):

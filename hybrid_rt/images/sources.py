@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,22 @@ def as_sources(imgs: Source | Iterable[Source]) -> Sources:
     raise ImageError(unknown_type(imgs))
 
 
+def own_copy(source: Source) -> Source:
+    """Return the source, or a copy of one that its owner may change later.
+
+    A generator may refill one array, buffer, PIL image or file object for every image.
+    """
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, Image.Image):
+        return source.copy()
+    if arrays.is_array(source):
+        return np.array(arrays.to_numpy(source), copy=True)
+    if hasattr(source, "read"):
+        return _HeldFile.of(source)
+    return source
+
+
 def is_named(source: object) -> TypeGuard[str | os.PathLike[str]]:
     """Return whether an image has a name of its own: it is a path."""
     return isinstance(source, (str, os.PathLike))
@@ -91,6 +108,25 @@ def unknown_type(source: object) -> str:
         f"it is of type {type(source).__name__}; expected a path, bytes, a file opened with 'rb', "
         "a PIL image, an array, or a list of them"
     )
+
+
+class _HeldFile(io.BytesIO):
+    """The content of a file object that its owner may close or refill, under the same name."""
+
+    name: str | None = None
+
+    @classmethod
+    def of(cls, source: Any) -> Any:
+        try:
+            data = source.read()
+        except (OSError, ValueError):  # reading it again raises the error in its place
+            return source
+        if not isinstance(data, bytes):
+            return source
+        held = cls(data)
+        name = getattr(source, "filename", None) or getattr(source, "name", None)
+        held.name = str(name) if isinstance(name, (str, Path)) else f"<{type(source).__name__}>"
+        return held
 
 
 def _kind_name(source: Any) -> str:

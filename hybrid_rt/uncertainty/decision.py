@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, get_args
 
 from hybrid_rt.errors import UsageError
 from hybrid_rt.spec import ModelSpec, OperatingPoint
@@ -77,6 +77,8 @@ def make_rules(
     A number as ``threshold`` is for the spec's positive class, or for the second of two classes.
     Raises UsageError if an argument is invalid, ModelFileError if the model lacks the data for it.
     """
+    if coverage_by not in get_args(By):
+        raise UsageError(f"coverage_by is {coverage_by!r}; expected 'class' or 'image'")
     return Rules(
         point=spec.operating_point if threshold is None else _point(spec, threshold),
         coverage=None if coverage is None else Conformal.of(spec).rule(coverage, coverage_by),

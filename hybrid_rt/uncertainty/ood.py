@@ -10,6 +10,7 @@ below, so that a score above 1 means out of distribution.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from hybrid_rt.errors import DigestError, ModelFileError, SpecError
 from hybrid_rt.files import atomic_path, sha256_bytes
 from hybrid_rt.serialization import from_plain, to_plain
 from hybrid_rt.spec import ModelSpec
+
+_log = logging.getLogger("hybrid_rt")
 
 #: Where the entry lies in ModelSpec.extras, and the file beside checkpoint and model.
 EXTRAS_KEY = "ood"
@@ -150,6 +153,22 @@ class OodDetector:
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
         return OodEntry(file=path.name, sha256=sha256_bytes(data), false_alarms=self.false_alarms)
+
+    @staticmethod
+    def check(folder: Path, spec: ModelSpec, *, in_bundle: bool) -> None:
+        """Raise ModelFileError if a bundle lacks the detector's file; log it for a lone model.
+
+        Without the file no image is flagged, so its absence must not pass unseen.
+        """
+        entry = OodEntry.of(spec)
+        if entry is None or (folder / entry.file).exists():
+            return
+        text = (
+            f"{entry.file} is not in {folder}, so no image would be flagged as out-of-distribution"
+        )
+        if in_bundle:
+            raise ModelFileError(f"{text}; copy the complete bundle again or export it again")
+        _log.warning("%s; copy it there from the model's bundle", text)
 
     @classmethod
     def load(cls, folder: Path, spec: ModelSpec) -> OodDetector | None:

@@ -127,9 +127,18 @@ def test_the_command(folder, white, images, tmp_path, capsys):
     assert line["label"] is not None
 
 
-def test_model_without_its_ood_file_cannot_abstain(copied, white):
+def test_bundle_without_its_ood_file_is_an_error(copied):
     (copied / OOD_NAME).unlink()
-    with HybridEngine(copied) as engine:
+    for path in (copied, copied / "model.onnx"):
+        with pytest.raises(ModelFileError, match=r"no image would be flagged .* copy the complete"):
+            HybridEngine(path)
+
+
+def test_lone_model_without_its_ood_file_warns(copied, white, caplog):
+    (copied / OOD_NAME).unlink()
+    (copied / "model.json").unlink()
+    with HybridEngine(copied / "model.onnx") as engine:
+        assert "model.ood.npz is not in" in caplog.text
         assert engine.predict(white).is_ood is None
         with pytest.raises(ModelFileError, match=r"model\.ood\.npz is not in .*copy the complete"):
             engine.predict(white, abstain=True)
