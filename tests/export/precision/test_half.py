@@ -154,6 +154,42 @@ def test_an_operator_without_a_fast_form_runs_by_the_reference():
     assert np.allclose(got, 0.75)
 
 
+def test_evaluator_of_an_unknown_operator():
+    nodes = [
+        cast("images", "x", TensorProto.FLOAT),
+        helper.make_node("Weird", ["x"], ["y"], name="/weird"),
+    ]
+    with pytest.raises(ExportError, match="/weird cannot be validated here"):
+        RoundingEvaluator(small_graph(nodes, {}))
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes"),
+    [
+        ("Slice", {"s": [-1], "e": [-4], "axes": [3], "steps": [-1]}, {}),
+        ("Pad", {"pads": [0, 0, 0, 1, 0, 0, 0, 2]}, {"mode": "reflect"}),
+        ("Gather", {"index": [2, 0]}, {"axis": 3}),
+        ("ReduceMean", {"axes": [3]}, {"keepdims": 0}),
+        ("Clip", {"low": np.float32(3), "high": np.float32(9)}, {}),
+        ("ArgMax", {}, {"axis": 3}),
+    ],
+)
+def test_reference_operators_equal_onnx_runtime(operator, inputs, attributes):
+    import onnxruntime
+
+    arrays = {k: v if isinstance(v, np.generic) else np.array(v) for k, v in inputs.items()}
+    nodes = [
+        cast("images", "x", TensorProto.FLOAT),
+        helper.make_node(operator, ["x", *arrays], ["found"], **attributes),
+        cast("found", "y", TensorProto.FLOAT),
+    ]
+    model = small_graph(nodes, arrays)
+    x = np.array([[1, 7, 5], [2, 11, 3]], np.uint8).reshape(2, 1, 1, 3)
+    opened = onnxruntime.InferenceSession(model.SerializeToString())
+    (expected,) = opened.run(None, {"images": x})
+    np.testing.assert_array_equal(RoundingEvaluator(model).run(x)["y"], expected)
+
+
 def test_kept_nodes_stay_in_fp32(tiny_onnx):
     model = load(tiny_onnx)
     everything = {node.name for node in model.graph.node}
