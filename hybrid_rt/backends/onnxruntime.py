@@ -15,6 +15,7 @@ from hybrid_rt.backends.gpu_support import (
     onnxruntime_has_gpu,
 )
 from hybrid_rt.bundle.interface import check_interface
+from hybrid_rt.bundle.manifest import read_model_file
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError, UsageError
 
@@ -59,7 +60,10 @@ class OnnxRuntimeSession:
             # Calls run side by side: idle workers must not spin on the cores of the others.
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = onnxruntime.InferenceSession(str(path), settings, providers=providers)
+            # The bytes that were checked are the ones that run; a lone file has no digest.
+            digest = None if options.entry is None else options.entry.sha256
+            model = str(path) if digest is None else read_model_file(path, digest)
+            session = onnxruntime.InferenceSession(model, settings, providers=providers)
             opened = cls(session, path, options, device)
         except HybridError:
             raise

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from hybrid_rt.backends.base import SessionOptions
 from hybrid_rt.backends.openvino_cache import CompiledCache
 from hybrid_rt.bundle.interface import check_interface
+from hybrid_rt.bundle.manifest import read_model_file
 from hybrid_rt.bundle.validated import combination
 from hybrid_rt.cpu import prepare, why_unusable
 from hybrid_rt.cuda import parse_device
 from hybrid_rt.errors import BackendError, DeviceError, HybridError, ModelFileError
+from hybrid_rt.files import sha256_file
 
 
 class OpenVinoSession:
@@ -37,11 +39,12 @@ class OpenVinoSession:
         self._path = path
         self._spec = options.spec
         self._config = config
+        self._digest = None if options.entry is None else options.entry.sha256
         self._cache: CompiledCache | None = None
         if options.cache:
-            digest = None if options.entry is None else options.entry.sha256
+            self._digest = self._digest or sha256_file(path)
             self._cache = CompiledCache.of(
-                path, digest=digest, spec=options.spec, config=config, core=core
+                path, digest=self._digest, spec=options.spec, config=config, core=core
             )
         self._model: Any = None  # the graph, read before the first compilation
         self._sizes = sorted({1, options.batch_size}, reverse=True)
@@ -141,7 +144,10 @@ class OpenVinoSession:
 
     def _read(self) -> Any:
         try:
-            model = self._core.read_model(str(self._path))
+            if self._digest is None:  # a lone file
+                model = self._core.read_model(str(self._path))
+            else:  # perhaps long after the file was opened, for another batch size
+                model = self._core.read_model(read_model_file(self._path, self._digest), b"")
             check_interface(
                 self._path,
                 self._spec,

@@ -173,7 +173,13 @@ def _start(
     built_for = entry.built_for if entry else None
     host_code = built_for is not None and built_for.version_compatible
     with gpu.active():
-        engine = PlanEngine.load(library, path, options.spec, host_code=host_code)
+        engine = PlanEngine.load(
+            library,
+            path,
+            options.spec,
+            sha256=entry.sha256 if entry else None,
+            host_code=host_code,
+        )
         cache_path = None
         if library.ahead_of_time and options.cache:
             digest = entry.sha256 if entry else sha256_file(path)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from hybrid_rt.bundle.golden import GoldenImages
 from hybrid_rt.errors import DigestError, ModelFileError, SpecError
-from hybrid_rt.files import atomic_path, sha256_file
+from hybrid_rt.files import atomic_path, sha256_bytes, sha256_file
 from hybrid_rt.serialization import from_plain, to_plain
 from hybrid_rt.spec import ModelSpec
 
@@ -230,6 +230,19 @@ class Bundle:
                 "folder with a validation/ folder"
             )
         return GoldenImages.load(self.check(self.golden.file))
+
+
+def read_model_file(path: Path, sha256: str | None) -> bytes:
+    """Return a file's bytes after these very bytes were compared with a digest, if there is one.
+
+    A file can be replaced between a check of it and its reading by a library. Raises DigestError.
+    """
+    data = path.read_bytes()
+    if sha256 is not None and sha256_bytes(data) != sha256:
+        raise DigestError(
+            f"{path} was replaced while it was being opened, or after; open the model again"
+        )
+    return data
 
 
 def describe_file(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_rt.bundle.interface import check_interface
+from hybrid_rt.bundle.manifest import read_model_file
 from hybrid_rt.errors import BackendError, ModelFileError
 from hybrid_rt.files import atomic_path
 from hybrid_rt.spec import ModelSpec
@@ -88,18 +89,25 @@ class PlanEngine:
 
     @classmethod
     def load(
-        cls, library: TensorRTLibrary, path: Path, spec: ModelSpec, *, host_code: bool = False
+        cls,
+        library: TensorRTLibrary,
+        path: Path,
+        spec: ModelSpec,
+        *,
+        sha256: str | None = None,
+        host_code: bool = False,
     ) -> PlanEngine:
         """Deserialize a plan. ``host_code`` allows the lean runtime in version-compatible plans.
 
         Raises:
+            DigestError: The bytes that are read have another digest than ``sha256``.
             ModelFileError: TensorRT refuses the plan, with its reason, or the plan's inputs and
                 outputs are not those of ``spec``.
         """
         trt = library.module
         log = runtime_log(library)
         log.clear()
-        data = path.read_bytes()
+        data = read_model_file(path, sha256)
         runtime = trt.Runtime(log.logger)
         if host_code:
             runtime.engine_host_code_allowed = True

@@ -1,5 +1,6 @@
 """Nothing wrong is returned silently: outputs that are not finite, reused buffers, other files."""
 
+import dataclasses
 import io
 import os
 import pickle
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
 from hybrid_rt import BackendError, DigestError, HybridEngine, ImageError, UsageError
+from hybrid_rt.bundle.manifest import Bundle, describe_file
 from hybrid_rt.results.prediction import PredictionError
+from hybrid_rt.selection import find_model
 from hybrid_rt.testing import FakeSession
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +192,55 @@ def test_pickled_engine_refuses_a_replaced_file(own_folder, bundle_folder):
             (path / "model.json").unlink()
         with pytest.raises(DigestError, match="was replaced after the engine"):
             pickle.loads(data)
+
+
+def replaced(folder, seed):
+    """Another export into a bundle's folder: other weights, and the manifest that fits them."""
+    bundle = Bundle.load(folder)
+    path = write_tiny_onnx(folder / "new.onnx", bundle.spec, seed=seed)
+    path.replace(folder / "model.onnx")
+    entry = describe_file(folder / "model.onnx", precision="fp32", parity_report=parity_report())
+    dataclasses.replace(bundle.with_file("model.onnx", entry), folder=None).save(folder)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_reexport_does_not_reach_an_open_engine(bundle_folder, tmp_path, pixels, cache):
+    """The second batch size is compiled later, from the file as it was opened or not at all."""
+    options = {"backend": "openvino", "cache": cache, "batch_size": 4}
+    with HybridEngine(bundle_folder, **options) as engine:
+        expected = engine.predict(pixels).logits
+    shutil.copytree(bundle_folder, tmp_path / "old")
+    shutil.rmtree(bundle_folder / ".openvino-cache", ignore_errors=True)
+    with HybridEngine(bundle_folder, **options) as engine:
+        engine.predict(pixels[0])  # keeps the graph for one image
+    with HybridEngine(bundle_folder, **options) as engine:
+        one = engine.predict(pixels[0]).logits
+        np.testing.assert_allclose(one, expected[0], atol=1e-5)
+        replaced(bundle_folder, seed=5)
+        if cache:  # the file was not read yet
+            with pytest.raises(DigestError, match="was replaced"):
+                engine.predict(pixels[:4])
+        else:
+            four = engine.predict(pixels[:4]).logits
+            np.testing.assert_allclose(four, expected[:4], atol=1e-5)
+    shutil.copy(tmp_path / "old" / "model.onnx", bundle_folder)
+    shutil.copy(tmp_path / "old" / "model.json", bundle_folder)
+    with HybridEngine(bundle_folder, **options) as engine:  # what the cache kept is of that file
+        np.testing.assert_allclose(engine.predict(pixels).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_file_replaced_after_its_check_is_refused(bundle_folder, backend, monkeypatch):
+    from hybrid_rt import opening
+
+    def find_then_replace(*arguments, **options):
+        model = find_model(*arguments, **options)
+        write_tiny_onnx(model.path, model.spec, seed=5)
+        return model
+
+    monkeypatch.setattr(opening, "find_model", find_then_replace)
+    with pytest.raises(DigestError, match="was replaced while it was being opened"):
+        HybridEngine(bundle_folder, backend=backend)
 
 
 CLOSE_IN_CHILD = """
