@@ -1,13 +1,15 @@
 """The self-test tells a preprocessing fault from an engine fault."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from factories.parity_reports import parity_report
 from factories.tiny_onnx import tiny_spec, write_tiny_onnx
-from hybrid_rt import HybridEngine, ModelFileError
+from hybrid_rt import HybridEngine, ModelFileError, SpecError
+from hybrid_rt.backends.registry import open_session
 from hybrid_rt.bundle.golden import GoldenImages
 from hybrid_rt.bundle.manifest import Bundle, Golden, describe_file
 from hybrid_rt.files import sha256_file
@@ -103,3 +105,84 @@ def test_default_tolerance_grows_with_the_logits():
     result = run_selftest(golden, None, spec, lambda _: pixels, session.run)
     assert result.tolerance == pytest.approx(0.05)
     assert np.isnan(result.logits_max_abs)
+
+
+class Sabotaged:
+    """A session whose outputs are changed by ``sabotage(outputs)``."""
+
+    def __init__(self, session, sabotage):
+        self._session, self._sabotage = session, sabotage
+        self.backend, self.device, self.detail = session.backend, session.device, session.detail
+        self.output_names = session.output_names
+
+    def run(self, images):
+        outputs = {name: np.array(values) for name, values in self._session.run(images).items()}
+        self._sabotage(outputs)
+        return outputs
+
+    def close(self):
+        self._session.close()
+
+
+def other_temperature(outputs):
+    raised = np.exp(outputs["logits"] / 1.5)
+    outputs["probabilities"] = raised / raised.sum(axis=1, keepdims=True)
+
+
+def permuted(outputs):
+    outputs["probabilities"] = outputs["probabilities"][:, ::-1]
+
+
+def scaled(name, factor):
+    def sabotage(outputs):
+        outputs[name] *= factor
+
+    return sabotage
+
+
+def swapped_in_batches(outputs):
+    if len(outputs["logits"]) > 1:
+        outputs["logits"] = outputs["logits"][:, ::-1]
+        outputs["probabilities"] = outputs["probabilities"][:, ::-1]
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "message"),
+    [
+        (lambda outputs: None, None),
+        (other_temperature, "probabilities differ from softmax"),
+        (permuted, "probabilities differ from softmax"),
+        (scaled("probabilities", 6.9), "probabilities differ from softmax"),
+        (scaled("probabilities", np.nan), "probabilities differ from softmax"),
+        (scaled("features", 2), "features have a cosine of 1.00000 .* and a length of"),
+        (scaled("features", 0), "features have a cosine of 0.00000"),
+        (scaled("features", np.nan), "features have a cosine of nan"),
+        (swapped_in_batches, "in a batch of 2"),
+    ],
+)
+def test_selftest_finds_each_sabotage(bundle_folder, sabotage, message):
+    bundle = Bundle.load(bundle_folder)
+    session = open_session(
+        bundle_folder / "model.onnx", spec=bundle.spec, backend="onnxruntime", device="cpu"
+    )
+    engine = HybridEngine.from_session(Sabotaged(session, sabotage), bundle.spec, bundle=bundle)
+    with engine:
+        result = engine.selftest()
+    if message is None:
+        assert result.passed, result.text
+    else:
+        assert sorted(result.engine_faults) == ["p0.png", "p1.png"]
+        assert re.search(message, result.text), result.text
+
+
+def test_manifest_with_another_spec_than_its_file_is_refused(bundle_folder):
+    bundle = Bundle.load(bundle_folder)
+    preprocess = dataclasses.replace(bundle.spec.preprocess, dicom_window="minmax")
+    for spec in (
+        bundle.spec.replace(classes=bundle.spec.classes[::-1]),
+        bundle.spec.replace(preprocess=preprocess),
+    ):
+        dataclasses.replace(bundle, spec=spec, folder=None).save(bundle_folder)
+        for path in (bundle_folder, bundle_folder / "model.onnx"):
+            with pytest.raises(SpecError, match="carries another specification than the model"):
+                HybridEngine(path)
