@@ -18,6 +18,9 @@ from hybrid_rt.images.sources import Sources, is_named, own_copy, source_name
 
 _MAX_DECODE_THREADS = 8
 
+#: Outputs that a prediction is made of.
+_DECIDING = ("probabilities", "logits", "features")
+
 #: A source, its name, and its row of the outputs or the error that was raised when it was read.
 Result: TypeAlias = tuple[Any, str, "Outputs | HybridError"]
 
@@ -119,7 +122,8 @@ class Pipeline:
 def _row(outputs: Outputs, index: int, name: str) -> Outputs | HybridError:
     """One image's outputs, or the error that one of them is not finite."""
     row = {output: values[index] for output, values in outputs.items()}
-    wrong = [output for output, values in row.items() if not np.isfinite(values).all()]
+    # A heatmap that is not finite is drawn cold; it decides nothing.
+    wrong = [output for output in _DECIDING if not np.isfinite(row.get(output, 0)).all()]
     if not wrong:
         return row
     return BackendError(

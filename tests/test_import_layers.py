@@ -53,6 +53,7 @@ LAYERS = {
         hybrid_rt.spec
         hybrid_rt.serialization
         hybrid_rt.progress
+        hybrid_rt.processes
         hybrid_rt.files
         hybrid_rt.errors
     """,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hybrid_rt.cpu.profile import COMBINATIONS, CpuProfile, Measurement
+from hybrid_rt.processes import child_command
 
 #: The variable that oneDNN reads when a library first uses it, and the most that is left to it: all
 #: of AVX-512 without AMX.
@@ -24,11 +24,7 @@ CAP_VARIABLE, CAP = "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16"
 #: Seconds for one child; it takes about 2 on an idle machine with two cores.
 LIMIT = 60.0
 
-#: The parent's sys.path is handed over: ``-m`` would look into the current folder first.
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from hybrid_rt.cpu.workload import main; main(sys.argv[2:])"
-)
+_WORKLOAD = "hybrid_rt.cpu.workload"
 
 
 @dataclass(kw_only=True)
@@ -49,7 +45,7 @@ Run = Callable[[Sequence[str], Mapping[str, str]], Child]
 
 def run_child(combinations: Sequence[str], environment: Mapping[str, str]) -> Child:
     """Try the combinations in one child process. Raises OSError if none can start."""
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), *combinations]
+    command = child_command(_WORKLOAD, *combinations)
     child = Child()
     try:
         done = subprocess.run(

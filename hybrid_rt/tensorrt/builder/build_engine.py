@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ import hybrid_rt.errors
 from hybrid_rt.cuda import cuda_device, driver_problem
 from hybrid_rt.errors import BackendError, BackendMissingError, ModelFileError, UsageError
 from hybrid_rt.files import atomic_path
+from hybrid_rt.processes import child_command
 from hybrid_rt.tensorrt.builder.config import BuildRequest
 from hybrid_rt.tensorrt.library import (
     LibraryName,
@@ -188,19 +188,17 @@ def _run_worker(
     Events come through a pipe of their own, since TensorRT and CUDA print to both standard streams.
     """
     reader, writer = os.pipe()
-    package_root = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
     log: list[str] = []
     reply: dict[str, Any] = {}
     with tempfile.TemporaryFile() as output, os.fdopen(reader, encoding="utf-8") as events:
         try:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "hybrid_rt.tensorrt.builder.worker", str(writer)],
+                child_command("hybrid_rt.tensorrt.builder.worker", str(writer)),
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 pass_fds=(writer,),
-                env={**environment, "PYTHONPATH": path},
+                env=environment,
             )
         finally:
             os.close(writer)

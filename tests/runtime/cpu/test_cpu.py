@@ -115,7 +115,11 @@ def test_what_does_not_run_is_no_reason_for_a_cap():
 def child_that(body, monkeypatch):
     """Real child processes that run ``body`` in place of the workload."""
     source = "import json, os, signal, sys, time\ndef say(**v): print(json.dumps(v), flush=True)\n"
-    monkeypatch.setattr(probe, "_START", source + body)
+
+    def command(module, *arguments):
+        return [sys.executable, "-c", source + body, module, *arguments]
+
+    monkeypatch.setattr(probe, "child_command", command)
 
 
 def test_child_killed_by_sigill_is_read(monkeypatch):
