@@ -20,13 +20,13 @@ from typing import Any
 from hybrid_rt.backends.gpu_support import onnxruntime_has_gpu, tensorrt_support, why_gpu_unused
 from hybrid_rt.backends.registry import BACKENDS, is_installed
 from hybrid_rt.bundle.manifest import BUNDLE_NAME, Bundle, BundleFile
-from hybrid_rt.bundle.onnx_metadata import read_metadata, read_spec
+from hybrid_rt.bundle.onnx_metadata import check_embedded_spec, read_spec
 from hybrid_rt.bundle.validated import combination, cpu_reports
 from hybrid_rt.cpu import CpuProfile, process_profile
 from hybrid_rt.cpu.ranking import candidates, describe
 from hybrid_rt.cuda import CudaDevice, cuda_device_count, cuda_devices, parse_device
-from hybrid_rt.errors import BackendMissingError, DeviceError, ModelFileError, SpecError, UsageError
-from hybrid_rt.spec import METADATA_KEY, ModelSpec
+from hybrid_rt.errors import BackendMissingError, DeviceError, ModelFileError, UsageError
+from hybrid_rt.spec import ModelSpec
 from hybrid_rt.tensorrt.compatibility import gpu_mismatch, version_mismatch
 
 _PLANS = (".plan", ".engine")
@@ -127,7 +127,7 @@ class Choice:
 def _from_bundle(bundle: Bundle, choice: Choice) -> ModelFile:
     path = bundle.check(choice.name)
     if path.suffix == ".onnx":
-        _check_embedded_spec(path, bundle.spec)
+        check_embedded_spec(path, bundle.spec)
     return ModelFile(
         path=path,
         spec=bundle.spec,
@@ -137,17 +137,6 @@ def _from_bundle(bundle: Bundle, choice: Choice) -> ModelFile:
         bundle=bundle,
         entry=bundle.files[choice.name],
     )
-
-
-def _check_embedded_spec(path: Path, spec: ModelSpec) -> None:
-    """Raise SpecError if the ONNX file carries another specification than its bundle."""
-    embedded = read_metadata(path).get(METADATA_KEY)
-    if embedded is not None and ModelSpec.from_json(embedded) != spec:
-        raise SpecError(
-            f"{path} carries another specification than the {BUNDLE_NAME} beside it: one of the "
-            "two was changed or is from another export; copy the complete bundle again or export "
-            "it again"
-        )
 
 
 def _named(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid_rt.files import atomic_path, sha256_file
+from hybrid_rt.files import atomic_path, sha256_file, user_cache
 from hybrid_rt.spec import ModelSpec
 
 _SUFFIX = ".compiled"
@@ -97,8 +97,7 @@ class CompiledCache:
 
 def cache_folder(path: Path) -> Path | None:
     """Return the folder for compiled models: beside the file, else in the user's cache, or None."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    for folder in (path.parent / ".openvino-cache", user / "hybrid-rt" / "openvino"):
+    for folder in (path.parent / ".openvino-cache", user_cache() / "openvino"):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Compiled models are loaded unchecked, so the folder has to be this user's own.

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from hybrid_rt.errors import ModelFileError
+from hybrid_rt.errors import ModelFileError, SpecError
 from hybrid_rt.spec import METADATA_KEY, ModelSpec
 
 # Field numbers of ModelProto and StringStringEntryProto, and protobuf's wire types.
@@ -54,6 +54,17 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
             "its preprocessing and classes are unknown; make the file with hybrid-export"
         )
     return ModelSpec.from_json(metadata[METADATA_KEY])
+
+
+def check_embedded_spec(path: Path, spec: ModelSpec) -> None:
+    """Raise SpecError if an ONNX file carries another specification than its bundle's ``spec``."""
+    embedded = read_metadata(path).get(METADATA_KEY)
+    if embedded is not None and ModelSpec.from_json(embedded) != spec:
+        raise SpecError(
+            f"{path} carries another specification than the model.json beside it: one of the two "
+            "was changed or is from another export; copy the complete bundle again or export it "
+            "again"
+        )
 
 
 class _NotProtobufError(Exception):

@@ -22,7 +22,7 @@ from hybrid_rt.cpu.machine import profile_key
 from hybrid_rt.cpu.probe import LIMIT, probe
 from hybrid_rt.cpu.profile import CpuProfile
 from hybrid_rt.errors import UsageError
-from hybrid_rt.files import atomic_path
+from hybrid_rt.files import atomic_path, user_cache
 
 _log = logging.getLogger("hybrid_rt")
 
@@ -73,8 +73,7 @@ def _read(path: Path) -> CpuProfile | None:
 
 def _cache_folder() -> Path | None:
     """This user's cache folder of hybrid-rt, made if needed; None if it cannot be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "hybrid-rt"
+    folder = user_cache()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except (OSError, RuntimeError):

@@ -14,7 +14,7 @@ import numpy as np
 from hybrid_rt.bundle.interface import check_interface
 from hybrid_rt.bundle.manifest import read_model_file
 from hybrid_rt.errors import BackendError, ModelFileError
-from hybrid_rt.files import atomic_path
+from hybrid_rt.files import atomic_path, user_cache
 from hybrid_rt.spec import ModelSpec
 from hybrid_rt.tensorrt.context import Tensor
 from hybrid_rt.tensorrt.library import TensorRTLibrary, dtype_name
@@ -231,8 +231,7 @@ def cut_batch(
 
 def runtime_cache_path(digest: str) -> Path | None:
     """Return the file for a plan's compiled kernels, or None without a folder of the user's own."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "hybrid-rt" / "tensorrt-rtx"
+    folder = user_cache() / "tensorrt-rtx"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         ours = folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
